@@ -59,6 +59,7 @@ from nodeagent.pods.plugin.keeper import PluginKeeper
 from nodeagent.pods.reporter import PodReporter
 from nodeagent.pods.watch import PodWatch
 from nodeagent.reports import StatusReporter
+from nodeagent.ways.before import Before
 from nodeagent.ways.table import WayTable
 from nodeagent.wireguard import start as wireguard_start
 from nodeagent.wireguard.keeper import Keeper
@@ -266,7 +267,7 @@ def compose(
         loaded=fastpath[0],
         why_not=fastpath[1],
     )
-    ways = WayTable()
+    ways = WayTable(Before(config.state_dir).since)
     direct = DirectPaths(config, view, conditions, reconciler=reconciler, fastpath=fast, ways=ways)
     fast.entries.neighbour = direct.neighbour
     kind, why_not = wireguard_start.choose(config.wireguard)

@@ -13,6 +13,7 @@ import msgspec
 
 from events.errors import Refused, Unavailable
 from events.input_files import read_regular
+from events.status import WayKind
 
 STATUS_FILE = "status.json"
 VIEW_LIMIT_BYTES = 1 << 30
@@ -23,7 +24,7 @@ class LocalWay(msgspec.Struct, frozen=True):
     """The way to one peer, as :class:`events.status.PeerWay` has it; ``since`` in Unix seconds."""
 
     peer: str
-    way: str
+    way: WayKind
     via: str = ""
     encrypted: bool = False
     since: float = 0.0

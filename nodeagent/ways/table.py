@@ -52,7 +52,9 @@ class _Entry(msgspec.Struct, gc=False):
 class WayTable:
     """The ways of one node. Whoever changes one says so here; nothing else decides it."""
 
-    def __init__(self) -> None:
+    def __init__(self, since: Callable[[str, Way, float], float] = lambda _node, _way, now: now) -> None:
+        """``since`` says of a node and the way to it, found at a time, since when it is so."""
+        self._since = since
         self._entries: dict[str, _Entry] = {}  # range → the last change to or from another way than the tunnel
         self._counts: dict[tuple[WayKind, bool], int] = {}  # kind and encrypted, but not of the plain tunnel
         self.changed_at: float | None = None
@@ -75,7 +77,7 @@ class WayTable:
         if entry is not None:
             self._count(entry.way, -1)
         self._count(way, 1)
-        self._entries[peer.cidr] = _Entry(peer, way, now, why)
+        self._entries[peer.cidr] = _Entry(peer, way, self._since(peer.node, way, now), why)
         self.changed_at = now
         return True
 

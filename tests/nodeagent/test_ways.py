@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -11,10 +14,19 @@ from events.errors import BadRequest
 from events.status import NAMED_MAX, AgentStatus, PeerWay, WaysReport, checked
 from nodeagent.dataplane.desired import Desired, difference
 from nodeagent.dataplane.own_findings import OwnFindings
+from nodeagent.local_files import (
+    STATUS_FILE,
+    LocalStatus,
+    LocalWay,
+    boot_id,
+    running_s,
+    write_atomically,
+)
 from nodeagent.membership.peers import Peer, PeerChange
 from nodeagent.membership.view import View
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import Kind, Rows, is_preferred, preferred_key, route_value, split_cidr
+from nodeagent.ways.before import Before
 from nodeagent.ways.table import TUNNEL, Exit, Way, WayTable
 
 
@@ -132,6 +144,32 @@ def test_the_table_counts_and_tells_the_newest_changes() -> None:
     assert table.of(peer(1, epoch=99)) == TUNNEL, "another peer with that range"
     table.forget(peer(1))
     assert table.report(10.0, 3).sentence() == "1 nat, 2 tunnel; 1 of them encrypted"
+
+
+def test_it_is_since_when_also_after_the_agent_started_again(tmp_path: Path) -> None:
+    """The kernel went on: what is found to be as it was is so since then, and not since the start."""
+    relayed = Way("relayed", "n9", encrypted=True)
+    told = (
+        LocalWay("n1", "relayed", "n9", True, time.time() - 900),
+        LocalWay("n2", "nat", "1.2.3.4:5", False, time.time() - 60),
+    )
+    for boot, expected in (("another", 0.0), (boot_id(), 900.0)):
+        status = LocalStatus(
+            node="n", uid="u", cluster="c", pid=1, started_at=0.0, written_at=time.time(), boot=boot,
+            written_running_s=running_s(), peer_ways=told,
+        )  # fmt: skip
+        write_atomically(tmp_path / STATUS_FILE, msgspec.json.encode(status))
+        table, now = WayTable(Before(tmp_path).since), time.monotonic()
+        table.set(peer(1), relayed, now)
+        table.set(peer(2), Way("nat", "9.9.9.9:5"), now)
+        ages = {one.node: age for one, _, age, _ in table.newest(now, 5)}
+        assert ages["n2"] == 0.0, "another place"
+        assert ages["n1"] == pytest.approx(expected, abs=20)
+    table.set(peer(1), Way("relayed", "n8"), now + 1)
+    table.set(peer(1), relayed, now + 2)
+    assert table.newest(now + 2, 1)[0][2] == 0.0, "it was another one meanwhile"
+    (tmp_path / STATUS_FILE).write_text("{")
+    assert Before(tmp_path).since("n1", relayed, 5.0) == 5.0
 
 
 def test_a_report_is_bounded_and_checked() -> None:
