@@ -34,6 +34,7 @@ from nodeagent.nat.returning import Asked
 from nodeagent.netlink.rows import address_bytes, split_cidr
 
 ALARM_PER_S = 400.0
+STEP_S, ALARMED_S = 0.25, 0.05
 PLAIN_S, WITNESS_S = 60.0, 15.0
 """Between two questions to a peer that sees this node as it announces itself; to a witness, when nobody is
 behind NAT."""
@@ -88,6 +89,10 @@ class NatBook:
     def alarmed(self) -> bool:
         """Whether everybody is being asked now."""
         return self._looked < self._alarm_until
+
+    def pause_s(self, now: float) -> float:
+        """Seconds until it is time to look again."""
+        return min(ALARMED_S if self.alarmed else STEP_S, self.relaying.until_return_s(now))
 
     # --- who is there ----------------------------------------------------------------------------------------
 

@@ -71,7 +71,13 @@ class Kept:
         return max(0.0, running_s() - saved.asked_at - (0.0 if saved.ended else SAVE_S))
 
     def save(
-        self, number: int, floors: dict[int, int], *, asked: bool, asked_ago_s: float | None, ended: bool
+        self,
+        number: int,
+        floors: dict[int, int],
+        *,
+        asked: bool,
+        asked_ago_s: float | None = None,
+        ended: bool = False,
     ) -> None:
         """Numbers that are used up, the last ones of others, and how long ago somebody behind NAT asked.
 

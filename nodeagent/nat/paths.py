@@ -31,7 +31,7 @@ from nodeagent.firewall.elements import Second
 from nodeagent.membership.peers import Peer, PeerChange
 from nodeagent.membership.view import View
 from nodeagent.nat import packets
-from nodeagent.nat.book import NatBook
+from nodeagent.nat.book import STEP_S, NatBook
 from nodeagent.nat.elsewhere import Elsewhere
 from nodeagent.nat.kept import SAVE_S, Kept
 from nodeagent.nat.packets import Endpoint
@@ -45,7 +45,6 @@ from nodeagent.ways.table import TUNNEL, Exit, Way, WayTable
 
 log = logging.getLogger("isthmus.agent.nat")
 
-STEP_S, ALARMED_S = 0.25, 0.05
 FOLLOW_S, FOLLOW_MAX_S = 1.0, 30.0
 """Shortest and longest time between two looks at who is a member."""
 WITNESSES = 4
@@ -230,9 +229,7 @@ class NatPaths:
         try:
             while True:
                 await self._step(self._wire, time.monotonic())
-                pause_s = ALARMED_S if self.book.alarmed else STEP_S
-                until_return_s = self.book.relaying.next_return - time.monotonic()
-                await happened(self._wake, within_s=max(0.0, min(pause_s, until_return_s)))
+                await happened(self._wake, within_s=self.book.pause_s(time.monotonic()))
                 self._wake.clear()
         finally:
             self._wire.close()

@@ -39,10 +39,9 @@ class Relaying:
         """When nobody behind NAT has asked a gateway for longer, all of them have noticed that it was away."""
         return self.period_s + (MISSED + 1) * WAIT_S
 
-    @property
-    def next_return(self) -> float:
-        """When the next gateway that is back relays again."""
-        return min(self._returning.values(), default=inf)
+    def until_return_s(self, now: float) -> float:
+        """Until the next gateway that is back relays again; seconds, infinite where none is."""
+        return max(0.0, min(self._returning.values(), default=inf) - now)
 
     def follow(
         self,

@@ -16,8 +16,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
-import msgspec
-
 from events.bus.retry import happened
 from events.protocol.encryption import WIREGUARD_PORTS
 from nodeagent.conditions import Conditions
@@ -31,7 +29,7 @@ from nodeagent.membership.values import first_address
 from nodeagent.membership.view import View
 from nodeagent.netlink.rows import address_bytes
 from nodeagent.ways.table import Exit, Way, WayTable
-from nodeagent.wireguard import link, ports
+from nodeagent.wireguard import link, ports, telling
 from nodeagent.wireguard.device import KEEPALIVE_S, PeerSettings, WireGuardDevice
 from nodeagent.wireguard.managed import ManagedDevice
 from nodeagent.wireguard.pairs import PAIRS, SLOTS, Pair
@@ -439,22 +437,9 @@ class Keeper:
         self._conditions.clear(CONDITION)
 
     def _tell_ways(self) -> None:
-        now = time.monotonic()
-        self._ways.keep(self._view.peers.get)
-        for peer in self._view.peers:
-            before = self._ways.of(peer)
-            way = msgspec.structs.replace(before, encrypted=peer.sealed)
-            if way.kind == "nat" and (known := self._unencrypted(peer)) is not None and known.kind == "nat":
-                via = known.via.rpartition(":")[0]  # the mapping of another port is another one
-                way = known if not peer.sealed else Way("nat", self._place(peer) or via, encrypted=True)
-            if way != before:
-                self._ways.set(peer, way, now)
+        def place(peer: Peer) -> str:
+            pair = self._ways_now.get((peer.cidr, peer.epoch))
+            return telling.place_of(self._view, peer, self.devices, pair)
 
-    def _place(self, peer: Peer) -> str:
-        """Where encrypted packets to a peer behind NAT go, ADDRESS:PORT; empty where that is as announced."""
-        pair, member = self._ways_now.get((peer.cidr, peer.epoch)), self._view.members.get(peer.node)
-        state = self.devices[pair].state if pair is not None else None
-        if pair is None or state is None or member is None or not member.behind_nat:
-            return ""
-        there = next((state.peers.get(key) for slot, key in peer.keys if slot == pair.peer), None)
-        return "{}:{}".format(*there.settings.endpoint) if there and there.settings.endpoint[1] else ""
+        now = time.monotonic()
+        telling.tell(self._ways, self._view, now, unencrypted=self._unencrypted, place=place)

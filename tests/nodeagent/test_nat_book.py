@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nodeagent.membership.peers import Peer
 from nodeagent.nat import packets
 from nodeagent.nat.book import ASKED_PER_S, KEEP_S, NatBook
-from nodeagent.nat.packets import BYTES, HEADERS, HELLO, LASTS_MAX_MS, Endpoint, Message
+from nodeagent.nat.packets import BYTES, HEADERS, HELLO, LASTS_MAX_MS, NUMBER_MAX, Endpoint, Message
 
 PORT = 8472
 STEP_S = 0.1
@@ -466,8 +466,8 @@ words = st.integers(0, 2**64 - 1)
 four = st.binary(min_size=4, max_size=4)
 endpoints = st.builds(Endpoint, four, st.integers(0, 65535))
 sealed = st.builds(
-    Message, st.integers(1, 4), words, words, four, st.integers(0, 32), words, endpoints, st.booleans(),
-    st.binary(min_size=16, max_size=16), st.integers(0, LASTS_MAX_MS),
+    Message, st.integers(1, 4), words, words, four, st.integers(0, 32), st.integers(0, NUMBER_MAX), endpoints,
+    st.booleans(), st.binary(min_size=16, max_size=16), st.integers(0, LASTS_MAX_MS),
 )  # fmt: skip
 
 

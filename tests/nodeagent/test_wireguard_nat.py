@@ -85,11 +85,13 @@ def test_nodes_behind_different_nats_are_relayed_encrypted() -> None:
         with talk(one, two) as flow:
             until(lambda: len(flow.numbers("got")) > SECOND // 4, "relayed in the clear", 60)
             assert comes_in_the_clear(b, g)
+            fast_at_the_ends(flow, (b, c), (g, h))
             first = flow.now()
             settled(place, "all (required within sites, required between sites)")
             wires = [Wire(f"v-{name}") for name in ("g", "h", "r", "s")]
             gone = flow.lost(first)
             assert gone == [], f"{len(gone)}: {gone[:3]} …, on the way to encryption\n{b.log()}\n{c.log()}"
+            fast_at_the_ends(flow, (b, c), (g, h))
             # One behind NAT and both gateways get other keys at once: the relay's are in use at either end.
             for node, key in [(node, other_key(node)) for node in (b, g, h)]:
                 alone(node, key)
@@ -99,11 +101,19 @@ def test_nodes_behind_different_nats_are_relayed_encrypted() -> None:
             # The gateway that relays is cut off and comes back; then the only one's agent stands still.
             via = next(node for node in (g, h) if node.name == way(b, c)[1])
             assert way(b, c) == way(c, b) == ("relayed", via.name, True)
+            until(lambda: way(g, b)[1].startswith("10.0.0.9:5182"), "it says where encrypted packets go", 60)
+            assert way(b, g) == ("nat", "this node seen as 10.0.0.9", True)
             sh(f"ip link set v-{via.name} down")
             seconds = healed_s(flow)
             assert seconds < patient(10), f"{seconds:g} s\n{b.log()}\n{c.log()}"
+            flow.pause(4 * SECOND)  # long enough that both ends have noticed
+            first = flow.now()
             sh(f"ip link set v-{via.name} up")
             until(lambda: way(b, c)[1] == way(c, b)[1] == via.name, "the first one relays again", 60)
+            flow.pause(2 * SECOND)
+            gone = flow.lost(first)
+            said = f"{len(gone)} of {first} to {flow.now()}: {gone[:3]} … {gone[-3:]} while it comes back"
+            assert len(gone) < patient(SECOND // 4), f"{said}\n{b.log()}\n{c.log()}"
             other = h if via is g else g
             assert place.isthmus("clb", "gateway", "remove", via.name).returncode == 0
             until(lambda: way(b, c)[1] == way(c, b)[1] == other.name, "the other one is the only one", 60)
@@ -129,6 +139,26 @@ def test_nodes_behind_different_nats_are_relayed_encrypted() -> None:
             until(lambda: shown(place)["within_sites"] == "plain", "nothing is encrypted", 60)
             flow.pause(SECOND // 2)
             assert flow.lost(first) == [], "on the way back"
+
+
+def fast_at_the_ends(flow: Talk, ends: tuple[Node, ...], gateways: tuple[Node, ...]) -> None:
+    """A relayed flow is carried past the stack at both of its ends; who relays forwards by the stack."""
+
+    def carried(node: Node) -> tuple[float, float]:
+        counters = node.status()["counters"]
+        return counters["fastpath_fast_out"], counters["fastpath_fast_in"]
+
+    if not all(str(node.status()["fastpath"]).startswith("on") for node in ends):
+        return  # no eBPF here
+    before, first = [carried(node) for node in ends], flow.now()
+
+    def grown() -> bool:
+        pairs = zip(before, map(carried, ends), strict=True)
+        return all(now - then >= SECOND / 2 for old, new in pairs for then, now in zip(old, new, strict=True))
+
+    until(grown, f"{SECOND // 2} packets each way past the stack at both ends, since {before}", 60)
+    assert flow.now() - first < patient(20 * SECOND), "most of them"
+    assert [carried(node) for node in gateways] == [(0, 0)] * len(gateways)
 
 
 def between_the_hidden_only(g: Node, h: Node, b: Node) -> None:
