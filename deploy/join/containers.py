@@ -158,6 +158,8 @@ async def last_words(engine: str) -> str:
 async def remove(engine: str) -> bool:
     """Stop and remove it; whether there was one. Raises Refused(command_failed)."""
     if not await _inspected(engine, "{{.Id}}"):
+        with contextlib.suppress(Refused):  # a `run` that was killed may have left its name taken, and no more
+            await host.system(engine, "rm", "--force", NAME)
         return False
     await host.system(engine, "stop", "--time", str(STOP_S), NAME)
     await host.system(engine, "rm", "--force", NAME)

@@ -99,12 +99,13 @@ echo "$@" >> said
 case $1 in
   info|pull) ;;
   image) test -e image ;;
-  run) while [ "$1" != agent ]; do shift; done; setsid {isthmus} "$@" > log 2>&1 < /dev/null & echo $! > pid ;;
+  run) test ! -e taken || exit 125
+    while [ "$1" != agent ]; do shift; done; setsid {isthmus} "$@" > log 2>&1 < /dev/null & echo $! > pid ;;
   container)
     test -e pid || exit 1
     case $4 in *Run*) kill -0 "$(cat pid)" && echo true ;; *Count*) echo 0 ;; *) cat pid ;; esac ;;
   stop) kill "$(cat pid)"; while grep -q ') [^Z]' "/proc/$(cat pid)/stat"; do sleep 0.05; done ;;
-  rm) rm pid ;;
+  rm) rm -f taken; rm pid ;;
   logs) cat log ;;
   *) exit 9 ;;
 esac
@@ -128,6 +129,7 @@ def _as_a_container(place: Site, c: Node, words: list[str]) -> None:
     dry = isthmus("c", *join, "--dry-run", env=found)
     assert "podman run --detach" in dry.stdout, dry.stderr
     assert not (c.directory / "etc" / "agent.container").exists()
+    (here / "taken").touch()  # the name, by a `run` that was killed before there was a container
     joined = isthmus("c", *join, env=found)
     assert joined.returncode == 0, joined.stdout + joined.stderr
     assert joined.stdout.splitlines()[-1].endswith("; 2 of 2 peers answer")
