@@ -144,6 +144,8 @@ def test_an_overlay_does_not_show_that_its_base_catches_up(base: dict[int, int],
                     del target[key]
                 else:
                     target[key] = value
+            assert list(top.items()) == list(expected.items())
+            assert [top.get(k) for k in range(6)] == [expected.get(k) for k in range(6)]
         if top is not overlay:
             overlay.absorb(top)
         for _ in range(data.draw(st.integers(0, len(writes)))):
