@@ -182,6 +182,8 @@ def _terminal(terminals: contextlib.ExitStack, machine: Machine, line: str) -> N
             text = running.stdout.readline()
             assert text, f"{line} ended"
             print(text, end="")
+    else:  # ranges are given in the order in which nodes come, and the README asks for one by its address
+        until(functools.partial(_answered, machine, "isthmus agent status", "/26"), f"{line}: a member", 120)
 
 
 def _answered(machine: Machine, line: str, wanted: str) -> str:
