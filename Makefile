@@ -62,7 +62,7 @@ node: setup
 ## the units under a real systemd, a node of a Debian with only Python, and a newcomer's walk through the README: boots Debians made by mmdebstrap,
 ## 12 unless DEBIAN=13; a quarter of an hour
 systemd:
-	@bash deploy/setup.sh test
+	@bash deploy/setup.sh systemd
 	ISTHMUS_SYSTEMD=1 ISTHMUS_TEST_SUITE=$$([ "$${DEBIAN:-12}" = 13 ] && echo trixie || echo bookworm) \
 		$(BIN)/pytest -v -s tests/join/test_systemd_join.py tests/join/test_walk.py
 

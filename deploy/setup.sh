@@ -2,7 +2,8 @@
 # Makes .venv/ in this checkout ready for the make targets, and sees to it that the system tools the
 # lab needs are there; with the argument `test` also what the tests look with (without Chromium and
 # Prometheus the tests of console and dashboards are skipped, and say so; other tests need the rest),
-# with `bench` also what the benchmarks compare with (without it those rows are left out, and say so).
+# with `bench` also what the benchmarks compare with (without it those rows are left out, and say so),
+# with `systemd` also what makes and boots the Debians of `make systemd`.
 # Quick when there is nothing to do. Touches nothing outside the checkout except, as root on Debian or
 # Ubuntu, by apt-get.
 set -euo pipefail
@@ -66,6 +67,7 @@ missing_test_packages() {
   has_tool ld.lld || echo lld
   has_tool zstd || echo zstd
   [ "${1:-}" != bench ] || has_tool etcd || echo etcd-server
+  [ "${1:-}" != systemd ] || { has_tool mmdebstrap && has_tool systemd-nspawn || echo "mmdebstrap systemd-container"; }
 }
 
 install_packages() {
@@ -90,7 +92,7 @@ python=$(find_python) || fail "needs Python $python_minimum or newer; found: $(p
 missing=$(missing_packages | tr '\n' ' ')
 missing=${missing% }
 [ -z "$missing" ] || install_packages "$missing"
-if [ "${1:-}" = test ] || [ "${1:-}" = bench ]; then
+if [ "${1:-}" = test ] || [ "${1:-}" = bench ] || [ "${1:-}" = systemd ]; then
   missing=$(missing_test_packages "$1" | tr '\n' ' ')
   missing=${missing% }
   if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
