@@ -19,8 +19,7 @@ from tests.waiting import until
 
 RULES = Rules(device="isthmus", port=8472, own_range="172.16.0.0/26", cidrs=("172.16.0.0/16",))
 GATE = """#!/bin/sh
-touch {place}/asked
-while [ -e {place}/closed ]; do sleep 0.01; done
+while [ -e {place}/closed ]; do touch {place}/asked; sleep 0.01; done
 [ ! -e {place}/broken ] || {{ cat >/dev/null; [ "$1" != -f ] || {{ echo no >&2; exit 1; }}; }}
 exec {place}/nft "$@"
 """
@@ -55,10 +54,10 @@ async def test_members_come_and_go_in_the_kernel_before_their_events_count_as_ap
             for sequence, there in ((5, {"10.0.0.2"}), (7, {"10.0.0.2", "10.0.0.3"}), (9, {"10.0.0.3"})):
                 before = firewall.confirmed(sequence)
                 members = there
-                (place / "asked").unlink(missing_ok=True)  # first: a look at the table may be under way
-                (place / "closed").touch()
+                (place / "asked").unlink(missing_ok=True)
+                (place / "closed").touch()  # whoever finds it so says it, also a look that began before
                 firewall.want(RULES, lambda: members, sequence)  # noqa: B023
-                await until((place / "asked").exists, "nft is under way")
+                await until((place / "asked").exists, "nft waits at the gate")
                 assert firewall.confirmed(sequence) == before < sequence, "not before the kernel has it"
                 (place / "closed").unlink()
                 await until(lambda: firewall.confirmed(99) == sequence, "applied")  # noqa: B023
