@@ -89,7 +89,8 @@ class _Server:
         pid = int(self._process.stdout.readline())
         late = not select.select([self._process.stdout], [], [], limit_s)[0]
         if late:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                os.kill(pid, signal.SIGKILL)
         code = int(self._process.stdout.readline())
         if late:
             raise subprocess.TimeoutExpired(str(request["arguments"]), limit_s)
@@ -174,6 +175,7 @@ def _say(number: int) -> None:
 
 def _asked(request: dict[str, Any]) -> int:
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.setsid()  # a signal to its own group is none to the run of all tests
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
@@ -193,6 +195,7 @@ def _sandbox(module: str, name: str) -> int:
     if pid:
         return abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.setsid()  # a group reaches beyond the namespace: that of who waits here, too
     _mount("none", "/", "none", _MS_REC | _MS_PRIVATE)
     _mount("none", "/proc", "none", _MS_REC | _MS_PRIVATE)
     _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NOEXEC | _MS_NODEV)

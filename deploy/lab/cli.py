@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -355,8 +354,7 @@ def _stop(directory: RunDirectory, state: LabState | None) -> None:
             "not_permitted", f"the lab at {directory.path} holds its lock but left no state; end it by hand"
         )
     for number, patience_s in ((signal.SIGTERM, DOWN_LIMIT_S), (signal.SIGKILL, 5.0)):
-        with suppress(ProcessLookupError):  # its children may end a moment later
-            os.kill(state.main, number)
+        directory.signal(state.main, number)  # its children may end a moment later
         if (lock := directory.wait_until_free(patience_s)) is not None:
             directory.free(lock)
             return

@@ -33,14 +33,13 @@ def end(addresses: Iterable[str], data_dir: Path) -> dict[str, int]:
     wanted = set(addresses)
     ended = dict.fromkeys(sorted(wanted), 0)
     by_address = processes(wanted)
-    alive = {pid for pids in by_address.values() for pid in pids}
+    alive = {pid: space for pids in by_address.values() for pid, space in pids.items()}
     for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid in alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        for pid, space in alive.items():
+            _signal(pid, space, number)
         deadline = time.monotonic() + TERM_S
         while alive and time.monotonic() < deadline:
-            alive = {pid for pid in alive if _runs(pid)}
+            alive = {pid: space for pid, space in alive.items() if _is_in(pid, space)}
             time.sleep(LOOK_S if alive else 0)
         if not alive:
             break
@@ -54,30 +53,48 @@ def end(addresses: Iterable[str], data_dir: Path) -> dict[str, int]:
     return ended
 
 
-def processes(addresses: set[str]) -> dict[str, set[int]]:
-    """Address → the processes in the network namespace that has it; this namespace is left out."""
-    own = str(Path("/proc/self/ns/net").readlink())
+def processes(addresses: set[str]) -> dict[str, dict[int, str]]:
+    """Address → the processes in the network namespace that has it, and which that is; our own is left out."""
+    own = _space("self")
     spaces: dict[str, set[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                space = str((entry / "ns" / "net").readlink())
+                space = _space(entry.name)
                 if space != own:
                     spaces.setdefault(space, set()).add(int(entry.name))
-    found: dict[str, set[int]] = {}
-    for pids in spaces.values():
+    found: dict[str, dict[int, str]] = {}
+    for space, pids in spaces.items():
         for pid in pids:
             with contextlib.suppress(OSError):
                 local = set(_LOCAL.findall(Path(f"/proc/{pid}/net/fib_trie").read_text()))
                 for address in local & addresses:
-                    found.setdefault(address, set()).update(pids)
+                    found.setdefault(address, {}).update(dict.fromkeys(pids, space))
                 break
     return found
 
 
-def _runs(pid: int) -> bool:
-    """Whether it has not ended; one that only waits to be noticed by its parent has."""
+def _space(process: int | str) -> str:
+    """The network namespace that a process is in."""
+    return str(Path(f"/proc/{process}/ns/net").readlink())
+
+
+def _is_in(pid: int, space: str) -> bool:
+    """Not when it has ended, though its parent has not noticed, nor when another process has its number now."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+        return _space(pid) == space
     except OSError:
         return False
+
+
+def _signal(pid: int, space: str, number: int) -> None:
+    try:
+        process = os.pidfd_open(pid)  # means it, whoever has its number later
+    except ProcessLookupError:
+        return
+    try:
+        if _is_in(pid, space):
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                signal.pidfd_send_signal(process, number)
+    finally:
+        os.close(process)

@@ -5,6 +5,7 @@ The stand-in for `systemctl` starts what the unit's ExecStart says, so that the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -59,6 +60,13 @@ esac
 FINDS_ITS_FILE = '#!/bin/sh\ntest -s "$(eval echo "\\${$#}")"\n'
 
 
+def end(pid: int, named: str) -> None:
+    """End that process and its group, if it is still the one whose command line names the test's folder."""
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has ended
+        if named in Path(f"/proc/{pid}/cmdline").read_text():
+            os.killpg(pid, signal.SIGTERM)
+
+
 def script(sandbox: Path) -> str:
     """All blocks as one script, with the places of this test in the place of the guide's."""
     ports = free_ports(3, "127.0.0.1")
@@ -100,10 +108,7 @@ def test_every_command_of_the_guide_works(tmp_path: Path) -> None:
         )  # fmt: skip
     finally:
         for pidfile in (tmp_path / "run").glob("*.pid"):
-            try:
-                os.killpg(int(pidfile.read_text()), signal.SIGTERM)
-            except ProcessLookupError:
-                continue
+            end(int(pidfile.read_text()), str(tmp_path))
     logs = {file.name: file.read_text()[-1500:] for file in (tmp_path / "run").glob("*.log")}
     assert ran.returncode == 0, f"{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}\n{logs}"
     assert ran.stdout.count("== ") == len(BLOCKS) >= 12

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,23 @@ def test_a_lock_file_that_its_holder_took_away_meanwhile_is_nobodys(
     assert last is not None
     directory.free(last)
     assert not list(directory.path.parent.iterdir()), "a file is left"
+
+
+def test_whoever_has_a_dead_labs_number_gets_no_signal(directory: RunDirectory) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        lock = directory.lock()
+        assert lock is not None
+        for pid in (0, -1, other.pid):
+            directory.signal(pid, signal.SIGKILL)
+        other.terminate()
+        assert other.wait(timeout=60) == -signal.SIGTERM, "nobody killed it before"
+        directory.free(lock)
+        lock = directory.lock()
+        assert lock is not None
+        with subprocess.Popen(["sleep", "60"], pass_fds=[lock]) as ours:
+            directory.signal(ours.pid, signal.SIGTERM)
+            assert ours.wait(timeout=60) == -signal.SIGTERM
+        directory.free(lock)
 
 
 def test_who_asks_whether_a_lab_runs_leaves_the_next_ones_lock_alone(

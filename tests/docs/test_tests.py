@@ -1,12 +1,15 @@
-"""What tests share lives outside of test modules, no test sleeps, no folders import each other in a circle."""
+"""What tests share lives outside of test modules, none sleeps or hits others, no folders import in a circle."""
 
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+from tests.nodeagent.sandbox import inside
 
 ROOT = Path(__file__).parents[2]
 OURS = ("events", "controlplane", "nodeagent", "replay", "deploy")
@@ -53,6 +56,12 @@ def test_no_test_module_is_imported_by_another() -> None:
         str(path.relative_to(ROOT)): names for path in sources() if (names := from_tests(path.read_text()))
     }
     assert found == {}, "put what is shared into a module of its own"
+
+
+@inside
+def test_a_signal_of_a_sandbox_to_its_own_process_group_stays_there() -> None:
+    """`kill(0)` reaches all of the group, whatever its process namespace: here that would be every test."""
+    assert os.getpgrp() == os.getpid()
 
 
 def test_no_test_sleeps() -> None:

@@ -97,8 +97,11 @@ def read_until(process: subprocess.Popen[str], word: str) -> list[str]:
 
 
 def sandbox_of(lines: list[str]) -> str:
-    init = next(int(line.split()[1]) for line in lines if line.startswith("init "))
-    return str(Path(f"/proc/{init}/ns/pid").readlink())
+    return str(Path(f"/proc/{init_of(lines)}/ns/pid").readlink())
+
+
+def init_of(lines: list[str]) -> int:
+    return next(int(line.split()[1]) for line in lines if line.startswith("init "))
 
 
 def test_the_workers_exit_code_is_the_callers() -> None:
@@ -147,10 +150,11 @@ def test_an_ordinary_users_sandbox_works_by_a_user_namespace() -> None:
 @pytest.mark.parametrize("whom", ["caller", "worker"])
 def test_sigkill_leaves_no_process_behind(whom: str) -> None:
     with start(SLEEPERS) as process:
-        namespace = sandbox_of(read_until(process, "up"))
-        inside = sorted(processes_of(namespace))
+        lines = read_until(process, "up")
+        init, inside = init_of(lines), processes_of(sandbox_of(lines))
         assert len(inside) == 5  # init, worker, three sleepers
-        os.kill(process.pid if whom == "caller" else inside[1], signal.SIGKILL)
+        worker = int(Path(f"/proc/{init}/task/{init}/children").read_text())
+        os.kill(process.pid if whom == "caller" else worker, signal.SIGKILL)
         process.wait(timeout=60)
         wait_for(lambda: not any(alive(pid) for pid in inside))
         assert process.returncode == (-signal.SIGKILL if whom == "caller" else 128 + signal.SIGKILL)

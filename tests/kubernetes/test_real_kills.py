@@ -7,7 +7,6 @@ Node says what the log says, and the log holds what was acknowledged.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import sys
@@ -163,8 +162,7 @@ async def test_kills_of_everything_leave_no_wrong_pod_cidr(seed: int, tmp_path: 
                     await api.add(f"n{number}")
 
                 async def kill_bus() -> None:
-                    if server.pid:
-                        os.kill(server.pid, signal.SIGKILL)
+                    server.signal(signal.SIGKILL)
 
                 async def kill_api() -> None:
                     api.kill()

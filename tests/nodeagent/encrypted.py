@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -138,6 +139,14 @@ def program_of(node: Node) -> int:
             if ours and (entry / "ns" / "net").stat().st_ino == namespace:
                 return int(entry.name)
     return 0
+
+
+def kill_program(node: Node) -> int:
+    """As by ``kill -9``; the process that it was."""
+    pid = program_of(node)
+    assert pid, f"no WireGuard runs on {node.name}"  # zero would be the tests' own process group
+    os.kill(pid, signal.SIGKILL)
+    return pid
 
 
 def other_key(node: Node) -> str:

@@ -50,8 +50,9 @@ def _started(
     unshare = ["unshare", "-Urnmpf", "--kill-child", "--mount-proc"]
     python = [sys.executable, "-W", "error", "-m", __name__, module, name]
     return subprocess.run(
-        [*unshare, *python], env=env, capture_output=True, text=True, timeout=limit_s, check=False
-    )
+        [*unshare, "setsid", "--wait", *python], env=env, capture_output=True, text=True, timeout=limit_s,
+        check=False,
+    )  # fmt: skip
 
 
 def sh(command: str) -> str:

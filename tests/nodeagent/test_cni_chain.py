@@ -180,9 +180,9 @@ def test_pods_come_and_go_with_the_agent_there_and_away() -> None:
 
         # Stopped (it hangs): the runtime waits no longer than the deadline.
         assert a.agent is not None
-        os.kill(a.agent.pid, signal.SIGSTOP)
+        a.agent.send_signal(signal.SIGSTOP)
         runtime.add("c-four", namespace="shop", name="web-4")
-        os.kill(a.agent.pid, signal.SIGCONT)
+        a.agent.send_signal(signal.SIGCONT)
         # GC: what the runtime does not know has ended.
         attachments = [{"containerID": "c-three", "ifname": "eth0"}]
         until(lambda: "c-four" in book(a), "what came while it hung is served late, or found", 60)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -11,6 +10,7 @@ from ipaddress import ip_address
 from tests.nodeagent.encrypted import (
     Wire,
     alone,
+    kill_program,
     lost,
     needs_program,
     other_key,
@@ -67,8 +67,7 @@ def test_there_and_back_without_a_lost_packet_and_nothing_in_the_clear() -> None
         assert (a.directory / "state" / "node.key").read_bytes() == before
         # Its program is killed: nothing is sent in its place until it is there again.
         wire, flow = Wire(), a.flow(b)
-        killed = program_of(a)
-        os.kill(killed, 9)
+        killed = kill_program(a)
         until(lambda: program_of(a) not in {0, killed}, "the program runs again", 30)
         sent = wire.encrypted
         until(lambda: wire.encrypted > sent + 50, "packets cross the wire again", 30)
@@ -140,7 +139,7 @@ def test_nothing_is_sent_in_the_clear_whatever_goes_away() -> None:
         flows()
         a.stop(signal.SIGKILL)
         flows()
-        os.kill(program_of(a), 9)
+        kill_program(a)
         until(lambda: not program_of(a), "WireGuard is gone")
         other = a.run(f"ping -n -c 5 -i 0.05 -W 1 -I {vtep} {b.vtep} || true")
         assert "100% packet loss" in other
@@ -156,7 +155,7 @@ def boots_in_silence(node: Node, other: Node) -> None:
     """Of the kernel's state nothing is left. Pods are ordered behind the agent's unit, and send at once."""
     pod = str(ip_address(node.vtep) + 9)
     node.stop(signal.SIGKILL)
-    os.kill(program_of(node), 9)
+    kill_program(node)
     until(lambda: not program_of(node), "WireGuard is gone")
     sh(f"ip link del v-{node.name} && ip netns del {node.name}")
     sh(f"ip netns add {node.name} && ip -n {node.name} link set lo up")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 
 import pytest
@@ -120,9 +119,9 @@ def test_nodes_behind_different_nats_are_relayed_encrypted() -> None:
             until(lambda: left(flow, wires["gh".index(via.name)]), "both ends' devices have followed", 60)
             start_at = flow.now()
             assert other.agent is not None
-            os.kill(other.agent.pid, signal.SIGSTOP)
+            other.agent.send_signal(signal.SIGSTOP)
             flow.pause(6 * SECOND)
-            os.kill(other.agent.pid, signal.SIGCONT)
+            other.agent.send_signal(signal.SIGCONT)
             stopped_at = flow.now()
             for node in (b, c):
                 node.stop()

@@ -272,6 +272,7 @@ def test_ctrl_c_ends_long_work_at_once_and_leaves_nothing_behind(command: list[s
     )
     # The work begins when the archive is open.
     wait_for(lambda: process.poll() is not None or _has_open(process.pid, str(long_log)), within_s=60)
+    assert process.poll() is None, process.communicate()
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (0, 130), errors

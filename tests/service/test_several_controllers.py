@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -174,7 +172,7 @@ async def test_after_sigkill_of_the_leader_another_answers_within_five_seconds(
                 for number in range(10):
                     await operator.send(join(number), command_id=f"join-{number}")
                 assert not follower.leadership.leading
-                os.kill(leader.pid, signal.SIGKILL)
+                leader.kill()
                 reply = await operator.send(join(10), timeout_s=patient(5), try_timeout_s=1)
                 assert reply.result["index"] == 10
                 assert follower.leadership.leading

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -66,10 +65,10 @@ class Process:
         assert set_ahead(self._child.pid, seconds)
 
     def stop(self) -> None:
-        os.kill(self._child.pid, signal.SIGSTOP)
+        self._child.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        os.kill(self._child.pid, signal.SIGCONT)
+        self._child.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         self._child.kill()
@@ -358,7 +357,7 @@ async def test_an_outcome_is_not_forgotten_because_a_servers_clock_jumped(
         assert set_ahead(server.pid, -30 * 86400)
         await old.begin()
         await old.record([Outcome("refused", Refused("no_free_range", "all ranges are taken"))])
-        os.kill(server.pid, signal.SIGKILL)  # it comes back with a true clock: a month has passed by it
+        server.signal(signal.SIGKILL)  # it comes back with a true clock: a month has passed by it
         new = BusOutcomes(nats, CLUSTER, "new")
 
         async def begun() -> bool:

@@ -193,13 +193,15 @@ def run(work: Callable[[], int], started: Callable[[int, bool], None]) -> int:
         os.close(go)
         _init(work, caller)
     os.close(caller)
+    process = os.pidfd_open(init)  # a number may be another process's once this one has ended
     stops = 0
 
     def stop(number: int, _frame: object) -> None:
         nonlocal stops
         stops += 1
         # A terminal's Ctrl-C reaches the worker directly; init passes on what comes from elsewhere.
-        os.kill(init, number if stops == 1 else signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has just ended
+            signal.pidfd_send_signal(process, number if stops == 1 else signal.SIGKILL)
 
     previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -215,3 +217,4 @@ def run(work: Callable[[], int], started: Callable[[int, bool], None]) -> int:
         os.close(go)
         for number, handler in previous.items():
             signal.signal(number, handler)
+        os.close(process)

@@ -11,9 +11,11 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import stat
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,9 +96,10 @@ class RunDirectory:
             os.close(descriptor)
         return None
 
-    def _is_lock(self, descriptor: int) -> bool:
+    def _is_lock(self, descriptor: int | Path) -> bool:
         try:
-            return os.path.samestat(os.fstat(descriptor), self.lock_file.stat())
+            found = descriptor.stat() if isinstance(descriptor, Path) else os.fstat(descriptor)
+            return os.path.samestat(found, self.lock_file.stat())
         except FileNotFoundError:
             return False
 
@@ -114,6 +117,25 @@ class RunDirectory:
                 return descriptor
             time.sleep(0.02)
         return None
+
+    def signal(self, pid: int, number: int) -> None:
+        """Sends the lab's process a signal; nothing to another one that has its number since it ended."""
+        try:
+            process = os.pidfd_open(pid)
+        except OSError:  # it has ended, or a state that somebody wrote names no process
+            return
+        try:
+            if self._has_lock(pid):
+                with suppress(ProcessLookupError):  # it has ended since
+                    signal.pidfd_send_signal(process, number)
+        finally:
+            os.close(process)
+
+    def _has_lock(self, pid: int) -> bool:
+        """Whether that process has the lock file open, as the lab's has for its whole life."""
+        with suppress(OSError):  # it ends, or is not ours to look at
+            return any(self._is_lock(each) for each in Path(f"/proc/{pid}/fd").iterdir())
+        return False
 
     def prepare(self) -> bool:
         """Makes the directory anew; True when a crashed lab's remains were removed."""
