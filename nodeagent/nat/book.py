@@ -16,6 +16,7 @@ import heapq
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 
 from nodeagent.membership.peers import Peer
 from nodeagent.nat.packets import (
@@ -42,7 +43,13 @@ OFFERED_S = 5.0
 """How long a challenge may be answered."""
 KEEP_S = (24.0, 28.0)
 """Between two packets that keep a mapping: routers forget an unreplied flow after 30 s."""
-ALARM_GAP_S, ALARM_GAP_MAX_S = 5.0, 80.0
+ALARM_GAP_S = 1.0
+"""After all were asked at once: what the last answers say is of the same change."""
+ALARM_QUESTIONS, ALARM_TIMES, ALARM_EARNED_S = 2000, 2, 160.0
+"""How many questions may be asked so in a row, or how often all where these are more, and in what time that
+many are earned again. A router that changes without end costs no more, and in a small cluster each change is
+followed.
+"""
 FRESH_S = 300.0
 """How long what somebody said counts for the report."""
 NAMED = 8
@@ -71,7 +78,8 @@ class NatBook:
         self._outside: dict[int, Endpoint] = {}  # epoch → as whom that peer sees this node, not as announced
         self._budget, self._looked = ASKED_PER_S, -1.0
         self._alarm_until = -1.0
-        self._alarm_after, self._alarm_gap = -1.0, ALARM_GAP_S
+        self._alarm_after = self._turn = -1.0
+        self._allowed, self._allowed_at = inf, 0.0  # questions of alarms
         self.alarms = 0
         """How often everybody was asked at once."""
         self.version = 0
@@ -220,12 +228,16 @@ class NatBook:
         """A mapping changed or is gone: that of one is seldom the only one. All are asked, soon."""
         if now < self._alarm_after:
             return
+        most = max(ALARM_QUESTIONS, ALARM_TIMES * len(self._pairs))
+        self._allowed = min(most, self._allowed + (now - self._allowed_at) * most / ALARM_EARNED_S)
+        self._allowed_at = now
+        if self._allowed < 1:
+            return
         self.alarms += 1
-        quiet = now - self._alarm_after > ALARM_GAP_MAX_S
-        self._alarm_gap = ALARM_GAP_S if quiet else min(ALARM_GAP_MAX_S, 2 * self._alarm_gap)
         asked = [pair for pair in self._pairs.values() if pair.asking and not pair.waiting]
-        self._alarm_until = now + 1.0 + len(asked) / ALARM_PER_S
-        self._alarm_after = self._alarm_until + self._alarm_gap
+        self._allowed -= len(asked)
+        self._alarm_until, self._turn = now + 1.0 + len(asked) / ALARM_PER_S, now
+        self._alarm_after = self._alarm_until + ALARM_GAP_S
         for pair in asked:
             self._plan(pair, now)
 
@@ -242,6 +254,16 @@ class NatBook:
             return self.relaying.period_s
         asked_per_s = min(ASKED_PER_S / 2, len(relays) / PERIOD_S)
         return max(PERIOD_S, len(self._pairs) / (ASKED_PER_S - asked_per_s))
+
+    def _until_next_s(self, pair: Pair, now: float) -> float:
+        """Until a peer that answered is asked again. Those asked at once take turns from now on: nobody would
+        be asked for a whole period, and the next change not be seen.
+        """
+        period_s = self._period_s(pair)
+        if now >= self._alarm_until or pair.peer in self.relaying.relays or not self._translated(pair):
+            return period_s
+        self._turn += period_s / len(self._pairs)
+        return min(period_s, max(0.0, self._turn - now))
 
     def look(self, now: float) -> list[Peer]:
         """Whom to ask now. Call it several times a second; it costs what it returns."""
@@ -414,4 +436,4 @@ class NatBook:
             self._outside[epoch] = seen_as
         if before is not None and before != seen_as:
             self.alarm(now)
-        self._plan(pair, now + self._period_s(pair))
+        self._plan(pair, now + self._until_next_s(pair, now))

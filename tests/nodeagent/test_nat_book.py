@@ -7,8 +7,8 @@ import socket
 import msgspec
 
 from nodeagent.nat import packets
-from nodeagent.nat.book import ASKED_PER_S, KEEP_S, NatBook
-from nodeagent.nat.packets import HEADERS, HELLO
+from nodeagent.nat.book import ALARM_EARNED_S, ALARM_QUESTIONS, ALARM_TIMES, ASKED_PER_S, KEEP_S, NatBook
+from nodeagent.nat.packets import ANSWER, HEADERS, HELLO, Message
 from tests.nodeagent.nat_world import PORT, Router, World, branch, peer, place
 
 
@@ -41,6 +41,40 @@ def test_changes_of_a_router_are_healed_within_seconds() -> None:
         settled = {world.place(a, one) for one in (b, c)}
         world.run(120)
         assert {world.place(a, one) for one in (b, c)} == settled, "kept alive, no mapping ends"
+
+
+def test_each_of_many_changes_of_a_router_is_healed_within_seconds() -> None:
+    world, router = World(), Router("198.51.100.1")
+    inside = [peer(number, f"192.168.9.{number}") for number in (1, 2, 3)]
+    outside = [peer(number) for number in range(10, 22)]
+    for one in (*inside, *outside):
+        world.add(one, router if one in inside else None)
+    world.run(15)
+    for change, pause_s in enumerate((0.1, 0.4, 0.9, 1.3, 2.0, 2.6, 3.1, 4.5, 0.1, 0.7)):
+        router.forget()
+        world.run(pause_s)
+        router.address = f"198.51.100.{change + 10}"
+        world.run(4.5)
+        seen = {world.place(there, one).partition(":")[0] for there in outside for one in inside}
+        assert seen == {router.address}, f"{pause_s} s after it had forgotten all"
+
+
+def test_a_router_that_changes_without_end_is_not_followed_without_end() -> None:
+    for peers in (12, 1000):
+        book = NatBook(seed=1)
+        others = {one.epoch: one for one in map(peer, range(1, peers + 1))}
+        book.be(peer(0), PORT, 0.0)
+        book.follow(others, others.values(), 0.0)
+        for tenth in range(10 * 600):
+            now = tenth / 10
+            for target in book.look(now):
+                said = book.hello(target, now)
+                assert said is not None
+                answer = Message(ANSWER, target.epoch, 1, b"\0\0\0\0", 0, said[0].number)
+                book.received(answer._replace(seen=place("9.9.9.9", tenth), known=True), target, said[1], now)
+        in_a_row = max(ALARM_QUESTIONS, ALARM_TIMES * peers)
+        assert book.counted["asked"] < in_a_row + 600 * (ASKED_PER_S + in_a_row / ALARM_EARNED_S)
+        assert book.alarms > 3, "it was followed for a while"
 
 
 def test_a_node_that_is_behind_nat_no_more_is_reached_by_the_tunnel_again() -> None:
