@@ -111,7 +111,7 @@ class WaysReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Sent on every change of ``applied`` (coalesced) and at least once per heartbeat interval.
 
-    ``applied`` is the last sequence whose effect has been read back from the kernel.
+    ``applied`` is the last sequence whose effect the kernel has acknowledged, or which was read back from it.
     ``kernel_digest`` is the attestation of the kernel's rows at ``applied``; empty when unknown.
     """
 

@@ -1,5 +1,11 @@
 """Desired − kernel, written in a safe order, read back, and told as it is.
 
+What only adds rows and was acknowledged whole is not read back at once: the caller compares again soon
+(:attr:`Outcome.unread`). Until then a row rests on what a direct write rests on: the kernel acknowledged it,
+and tells of whatever others change. Everything else (rows that stood in another form, removals, refusals) is
+read back here, because there a success says less: an FDB removal succeeds without removing, a replaced FDB row
+keeps its other destinations.
+
 Works on any :class:`~nodeagent.netlink.socket.Engine`; the decisions are the pure functions of
 :mod:`nodeagent.dataplane.desired`. It never removes a row of which it has not read the present value.
 """
@@ -25,11 +31,12 @@ _ABSENT = frozenset({errno.ENOENT, errno.ESRCH})
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a reconciliation did and what is still different (read back).
+    """What a reconciliation did and what is still different (read back, unless ``unread``).
 
     ``written`` and ``removed`` count rows; ``withheld`` are operations that the guard did not let
     through; ``digest_shift`` is kernel − desired as a sum of row hashes (0: equal). ``found`` and
     ``left`` count the rows that differed before and after, by :class:`~nodeagent.netlink.rows.Kind`.
+    ``unread``: the rows that were missing are there by the kernel's acknowledgement, nobody has looked.
     """
 
     written: int
@@ -40,6 +47,7 @@ class Outcome(msgspec.Struct, frozen=True):
     digest_shift: int
     found: tuple[int, ...] = ()
     left: tuple[int, ...] = ()
+    unread: bool = False
 
     @property
     def clean(self) -> bool:
@@ -77,6 +85,7 @@ def reconcile(
 
     kernel = seen(engine.read(ifindex, routes=routes))
     found: tuple[int, ...] | None = None
+    unread = False
     for _ in range(ROUNDS):
         pending = changes(desired, kernel)
         found = _by_kind(pending) if found is None else found
@@ -86,6 +95,9 @@ def reconcile(
         refusals = [refusal for refusal in engine.execute(operations, ifindex) if _matters(refusal)]
         written += operations.count_of(action=Action.PUT)
         removed += operations.count_of(action=Action.DROP)
+        if not refusals and len(operations) == len(pending) and _only_adds(operations, kernel):
+            pending, unread = Operations(()), True
+            break
         kernel = seen(engine.read(ifindex, routes=routes))
     else:
         pending = changes(desired, kernel)
@@ -98,6 +110,14 @@ def reconcile(
         digest_shift(kernel, pending),
         found or (),
         _by_kind(pending),
+        unread,
+    )
+
+
+def _only_adds(operations: Operations, kernel: Rows) -> bool:
+    """Whether each of them writes a row of whose key the kernel has none."""
+    return all(
+        run.action is Action.PUT and kernel[run.kind].keys().isdisjoint(run.keys) for run in operations.runs
     )
 
 
@@ -112,6 +132,7 @@ def joined(outcome: Outcome, beside: Outcome) -> Outcome:
         withheld=outcome.withheld + beside.withheld,
         found=tuple(map(sum, zip(outcome.found, beside.found, strict=True))),
         left=tuple(map(sum, zip(outcome.left, beside.left, strict=True))),
+        unread=outcome.unread or beside.unread,
     )
 
 

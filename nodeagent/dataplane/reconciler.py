@@ -2,8 +2,8 @@
 
 Two ways lead to the kernel. A change of the log goes directly: the three messages of its peer. All
 else (start, a notice of the kernel, an error, the timer) ends in :meth:`Reconciler.resync`, which makes
-the device be as specified, compares all rows with the desired ones, writes the difference and reads
-it back. One lock orders the two. Nothing is ever flushed.
+the device be as specified, compares all rows with the desired ones, writes the difference and has it
+read back. One lock orders the two. Nothing is ever flushed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nodeagent.dataplane.fight_guard import DEVICE, FightGuard, RepairKey
 from nodeagent.dataplane.kernel_watcher import FOREIGN_ROUTE, KernelWatcher
 from nodeagent.dataplane.own_findings import OwnFindings
 from nodeagent.dataplane.reconcile import Outcome
-from nodeagent.dataplane.resync_triggers import ResyncTriggers
+from nodeagent.dataplane.resync_triggers import QUIET, READ_BACK, ResyncTriggers
 from nodeagent.dataplane.second_device import KEY
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.dataplane.underlay import PEERS_ASKED
@@ -45,7 +45,6 @@ log = logging.getLogger("isthmus.agent.reconciler")
 DIRECT_LIMIT = 64
 """Changes of one batch up to which each goes its direct way; beyond, one comparison is cheaper."""
 
-QUIET = frozenset({"timer", "retry"})
 HARMFUL = frozenset({"overlay_conflict", "route_conflict"})
 
 GAP_S = 0.02
@@ -81,7 +80,7 @@ class Reconciler:
         self.guard = FightGuard[RepairKey]()
         self.tunnel = TunnelDevice(config, conditions)
         self.applied = 0
-        """The last sequence whose rows have been read back from the kernel."""
+        """The last sequence whose rows the kernel has acknowledged, or which were read back from it."""
         self.drift: tuple[str, ...] = ()
         """Rows that were still wrong after the last comparison, in words."""
         self._digest_shift: int | None = None  # kernel − desired as sums of row hashes; None: not known
@@ -399,6 +398,8 @@ class Reconciler:
         if self.clean:
             self.applied = view.sequence
         self._digest_shift = outcome.digest_shift
+        if outcome.unread:
+            self._triggers.add(READ_BACK)
         self.drift = tuple(
             f"{'wanted' if op.action is Action.PUT else 'unwanted'} {describe(op.kind, op.key, op.value)}"
             for op in outcome.remaining[:DRIFT_SHOWN]

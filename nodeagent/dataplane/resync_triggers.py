@@ -7,6 +7,11 @@ import time
 
 from events.bus.retry import backoff_s, happened, jittered_s
 
+READ_BACK = "read back"
+"""The reason of a comparison that reads what the one before it wrote."""
+QUIET = frozenset({"timer", "retry", READ_BACK})
+"""Reasons that are no news."""
+
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
 
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from events.bus.connection import BusOptions
+from events.chain import Head
+from nodeagent.conditions import Conditions
+from nodeagent.config import AgentConfig
 from nodeagent.dataplane.desired import Desired, difference
 from nodeagent.dataplane.reconcile import apply_directly, digest_shift, reconcile, row_digest
+from nodeagent.dataplane.reconciler import DIRECT_LIMIT, Reconciler
 from nodeagent.membership.peers import Peer, PeerChange, PeerTable
 from nodeagent.netlink.messages import Action
 from nodeagent.netlink.rows import STRAY, Kind, Rows, mac_bytes
-from nodeagent.netlink.socket import Engine
-from tests.nodeagent.kernel_suite import address, mac, underlay
+from nodeagent.netlink.socket import Engine, NetlinkChannel
+from tests.nodeagent.kernel_suite import address, drop, mac, rows_of, underlay
+from tests.nodeagent.logs import DEFINED, folded, joined
 from tests.nodeagent.memory_kernel import MemoryKernel
+from tests.nodeagent.sandbox import inside
+from tests.waiting import until
 
 RANGES = [f"172.16.0.{64 * n}/26" for n in range(4)]
 
@@ -192,3 +202,58 @@ def test_the_kernels_own_entries_are_left_alone_unless_we_want_their_key() -> No
     stray = Rows({address(0): STRAY, address(1): STRAY}, {}, {})
     operations = difference(Rows({address(1): mac(1)}, {}, {}), stray)
     assert [(op.action, op.key) for op in operations] == [(Action.PUT, address(1))]
+
+
+def test_rows_that_are_only_added_are_not_read_back_at_once_and_all_others_are() -> None:
+    kernel = MemoryKernel()
+    kernel.add_device(5)
+    engine = Engine(kernel)
+    assert not reconcile(engine, 5, Rows.empty()).unread
+    for wanted, unread in (
+        (rows_of(3), True),  # a start
+        (rows_of(4), True),  # one more
+        (rows_of(2), False),  # removals
+        (Rows({**rows_of(3).neighbours, address(0): mac(7)}, rows_of(3).fdb, rows_of(3).routes), False),
+    ):
+        before = kernel.sent
+        outcome = reconcile(engine, 5, wanted)
+        assert (outcome.clean, outcome.unread) == (True, unread)
+        assert kernel.sent - before == (4 if unread else 7), "the dumps, a batch, and the dumps again"
+        assert engine.read(5) == wanted
+    kernel.remove_device(5)
+    refused = reconcile(engine, 5, rows_of(2))
+    assert not refused.unread
+    assert len(refused.refusals) == len(refused.remaining) == 6
+
+
+@inside
+async def test_a_row_that_the_kernel_acknowledged_and_lost_is_found_soon() -> None:
+    """Lost by the agent's own socket, which of routes sends it no notice; and the timer is far."""
+    config = AgentConfig(cluster="c", node="n0", kind="cloud", bus=BusOptions(), underlay="192.0.2.1", mtu=1450)
+    reconciler, view = Reconciler(config, Conditions()), folded([DEFINED, *joined(0)])
+    tunnel, written = reconciler.tunnel, reconciler.counters
+    lost: list[int] = []
+
+    def lose() -> None:
+        if reconciler.desired is None or written.written < 3 * DIRECT_LIMIT or lost:
+            return
+        routes, engine = [*reconciler.desired.rows.routes.items()], tunnel._engine
+        assert engine is not None
+        assert engine.execute([drop(Kind.ROUTE, *route) for route in routes[-2:]], tunnel.ifindex) == []
+        lost.append(reconciler.applied)
+
+    await reconciler.follow(view, ())
+    assert await reconciler.resync({"start"})  # what the kernel tells of the new device, nobody hears
+    reconciler.notify(lose)
+    running = asyncio.create_task(reconciler.run())
+    await until(lambda: written.resyncs == 2, "the reasons that there were are handled")
+    changes = []
+    for sequence, event in enumerate((event for n in range(1, 70) for event in joined(n)), view.sequence + 1):
+        changes += view.apply(sequence, event)
+        view.head = Head(sequence, bytes(32))
+    await reconciler.follow(view, changes)
+    with Engine(NetlinkChannel()) as engine:
+        await until(lambda: lost and written.repaired == 2, "what was lost is found")
+        assert lost == [view.sequence]
+        assert engine.read(tunnel.ifindex) == reconciler.desired.rows
+    running.cancel()
