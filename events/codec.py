@@ -17,7 +17,7 @@ import msgspec
 
 from events import subjects
 from events.chain import CHAIN_HEADER, Head, Linker
-from events.envelope import Envelope, from_headers, own_headers, shared_headers
+from events.envelope import Envelope, format_time, from_headers, quoted, quoted_source, read_lines
 from events.errors import VerificationFailed
 from events.ids import event_id
 from events.types import EVENT_TYPES, Event
@@ -34,30 +34,31 @@ class StoredMessage(NamedTuple):
     recorded_ns: int
 
 
-_NOTHING: Mapping[str, str] = {}
-
-
 class OutgoingMessage(NamedTuple):
     """One message ready to append; its chain digest is right only directly behind the head it was sealed on.
 
-    ``shared`` are headers that the other events of its transaction have, too, as one and the same mapping;
-    ``own`` those that are its alone.
+    One that was sealed here has its headers as ``lines`` (printable ASCII, as they go over the wire), and what
+    of these is asked for once more: the event's id, its type's name and its chain digest in hexadecimal. One
+    that was read has them as ``given``.
     """
 
     subject: str
-    shared: Mapping[str, str]
+    given: Mapping[str, str]
     body: bytes
-    own: Mapping[str, str] = _NOTHING
+    lines: str = ""
+    event_id: str = ""
+    type_name: str = ""
+    chain: str = ""
 
     @property
     def headers(self) -> dict[str, str]:
         """All headers, in a new dict."""
-        return {**self.shared, **self.own}
+        return {**self.given, **read_lines(self.lines)}
 
     @property
     def id(self) -> str:
         """The event's id, by which a repeated append is recognised."""
-        return self.own.get("ce-id") or self.shared["ce-id"]
+        return self.event_id or self.given["ce-id"]
 
 
 class UnknownEvent(Event, frozen=True, kw_only=True, gc=False):
@@ -104,6 +105,8 @@ _DECODERS: dict[str, Callable[[bytes], Event]] = {
     **UPCASTERS,
 }
 _encode = msgspec.json.Encoder().encode
+_NOTHING: Mapping[str, str] = {}
+SPEC, CONTENT = "1.0", "application/json"
 _new = tuple.__new__  # a named tuple's own constructor is a Python function
 
 
@@ -169,21 +172,49 @@ def decode(message: StoredMessage, parked: frozenset[int] = frozenset()) -> Reco
     )
 
 
-def shared_envelope(cause: Cause, count: int) -> Envelope:
-    """What the ``count`` events of a transaction have in common, with places for what they do not."""
+def envelope_of(cause: Cause, message: OutgoingMessage, index: int, count: int) -> Envelope:
+    """The envelope of ``message``, the one at ``index`` of the ``count`` that ``cause`` was sealed to."""
     return Envelope(
-        id="",
-        type="",
+        id=message.event_id,
+        type=message.type_name,
         source=cause.source,
         time=cause.time,
         actor=cause.actor,
         command_id=cause.command_id,
         correlation_id=cause.correlation_id,
         causation_id=cause.causation_id,
+        tx_index=index,
         tx_count=count,
         traceparent=cause.traceparent,
         tracestate=cause.tracestate,
+        chain=message.chain,
     )
+
+
+def _shared(cause: Cause, count: int) -> tuple[str, Linker]:
+    """The header lines that all ``count`` events of a transaction have, and what links these events."""
+    source, time = quoted_source(cause.source), format_time(cause.time)
+    actor, command_id = quoted(cause.actor), quoted(cause.command_id)
+    lines = (
+        f"ce-specversion: {SPEC}\r\nce-source: {source}\r\nce-time: {time}\r\n"
+        f"ce-datacontenttype: {CONTENT}\r\nce-actor: {actor}\r\nce-commandid: {command_id}\r\n"
+        f"ce-txcount: {count}\r\n"
+    )
+    correlation, causation, parent, trace = "", "", "", ""
+    if cause.correlation_id:
+        correlation = quoted(cause.correlation_id)
+        lines = f"{lines}ce-correlationid: {correlation}\r\n"
+    if cause.causation_id:
+        causation = quoted(cause.causation_id)
+        lines = f"{lines}ce-causationid: {causation}\r\n"
+    if cause.traceparent:
+        parent = quoted(cause.traceparent)
+        lines = f"{lines}traceparent: {parent}\r\n"
+    if cause.tracestate:
+        trace = quoted(cause.tracestate)
+        lines = f"{lines}tracestate: {trace}\r\n"
+    before = f"{source}\n{time}\n{CONTENT}\n{actor}\n{command_id}\n{correlation}\n{causation}"
+    return lines, Linker(SPEC, before, f"{count}\n{parent}\n{trace}")
 
 
 def seal(
@@ -198,18 +229,22 @@ def seal(
     messages: list[OutgoingMessage] = []
     types: dict[type[Event], tuple[str, str, str]] = {}
     for cause, events in transactions:
-        shared = shared_headers(shared_envelope(cause, len(events)))
-        chained = Linker(shared).link
+        lines, linker = _shared(cause, len(events))
+        chained = linker.link
         for index, event in enumerate(events):
             sequence += 1
             known = types.get(type(event))
             if known is None:
                 known = types[type(event)] = (event.type_name(), event.aggregate, event.verb)
             type_name, aggregate, verb = known
-            name, place = event_id(cause.command_id, index), str(index)
+            name = event_id(cause.command_id, index)
             subject = subjects.event(cluster, aggregate, event.entity, verb)
             body = _encode(event)
-            digest = chained(digest, sequence, subject, name, type_name, place, body)
-            own = own_headers(name, type_name, place, digest.hex())
-            messages.append(_new(OutgoingMessage, (subject, shared, body, own)))
+            digest = chained(digest, sequence, subject, name, type_name, index, body)
+            chain = digest.hex()
+            own = (
+                f"{lines}Nats-Msg-Id: {name}\r\nce-id: {name}\r\nce-type: {type_name}\r\n"
+                f"ce-txindex: {index}\r\n{CHAIN_HEADER}: {chain}\r\n"
+            )
+            messages.append(_new(OutgoingMessage, (subject, _NOTHING, body, own, name, type_name, chain)))
     return messages, Head(sequence, digest)

@@ -45,7 +45,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     chain: str = ""
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
+    """The value as a header carries it: printable ASCII, everything else percent-encoded."""
     return quote(value, safe=_SAFE) if _UNSAFE.search(value) else value
 
 
@@ -54,8 +55,9 @@ def _unquoted(value: str) -> str:
 
 
 @lru_cache(maxsize=64)  # a log has as many as it had controllers
-def _quoted_source(source: str) -> str:
-    return _quoted(source)
+def quoted_source(source: str) -> str:
+    """:func:`quoted`, of one of few values."""
+    return quoted(source)
 
 
 @lru_cache(maxsize=256)  # a batch of a thousand events has one time
@@ -64,37 +66,9 @@ def format_time(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def own_headers(event_id: str, type_name: str, place: str, chain: str) -> dict[str, str]:
-    """The NATS headers in which the events of one transaction differ."""
-    return {
-        "Nats-Msg-Id": event_id,
-        "ce-id": event_id,
-        "ce-type": type_name,
-        "ce-txindex": place,
-        CHAIN_HEADER: chain,
-    }
-
-
-def shared_headers(envelope: Envelope) -> dict[str, str]:
-    """The NATS headers that all events of one transaction have; ``envelope`` is that of any of them."""
-    headers = {
-        "ce-specversion": "1.0",
-        "ce-source": _quoted_source(envelope.source),
-        "ce-time": format_time(envelope.time),
-        "ce-datacontenttype": "application/json",
-        "ce-actor": _quoted(envelope.actor),
-        "ce-commandid": _quoted(envelope.command_id),
-        "ce-txcount": str(envelope.tx_count),
-    }
-    if envelope.correlation_id:
-        headers["ce-correlationid"] = _quoted(envelope.correlation_id)
-    if envelope.causation_id:
-        headers["ce-causationid"] = _quoted(envelope.causation_id)
-    if envelope.traceparent:
-        headers["traceparent"] = _quoted(envelope.traceparent)
-    if envelope.tracestate:
-        headers["tracestate"] = _quoted(envelope.tracestate)
-    return headers
+def read_lines(lines: str) -> dict[str, str]:
+    """The headers of an event sealed here, from the ``Name: Value`` lines in which they go over the wire."""
+    return dict(line.split(": ", 1) for line in lines.split("\r\n")[:-1])
 
 
 def from_headers(headers: Mapping[str, str], sequence: int) -> Envelope:

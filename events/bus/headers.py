@@ -69,6 +69,6 @@ def header_lines(headers: Mapping[str, str]) -> str | None:
     return text
 
 
-def block(*lines: str) -> bytes:
+def block(lines: str) -> bytes:
     """The whole block of what :func:`header_lines` has written."""
-    return f"{_FIRST}{''.join(lines)}{_END}".encode()
+    return f"{_FIRST}{lines}{_END}".encode()

@@ -39,19 +39,19 @@ _PAUSE_FIRST_S, _PAUSE_LONGEST_S, _PAUSE_REFUSED_S = 0.1, 2.0, 15.0
 
 
 class Outgoing(NamedTuple):
-    """A message to publish; ``more`` are headers of other names, behind the others.
+    """A message to publish; ``lines`` are headers of other names as they go over the wire, behind the others.
 
-    Messages in a row that have the very same mapping as ``headers`` cost its rendering once.
+    These lines are ASCII, each ``Name: Value`` and a line break, and valid: they are sent as they are.
     """
 
     subject: str
     body: bytes
     headers: Mapping[str, str] | None = None
-    more: Mapping[str, str] = _NOTHING
+    lines: str = ""
 
     def all_headers(self) -> dict[str, str] | None:
         """As nats-py takes them."""
-        return {**self.headers, **self.more} if self.headers else None
+        return {**(self.headers or _NOTHING), **parse_header_lines(self.lines.encode())} or None
 
 
 class FastParser(Parser):
@@ -161,28 +161,30 @@ class FastClient(Client):
             return
         parts: list[bytes] = []
         count = size = 0
-        rendered: Mapping[str, str] | None = None
-        lines: str | None = None
+        limit = self._max_payload
         for message in messages:
-            subject, body, headers, more = message
+            subject, body, headers, lines = message
             length = len(body)
-            if length > self._max_payload:
+            if length > limit:
                 raise MaxPayloadError
-            if not headers:
-                parts += (f"PUB {subject} {length}\r\n".encode(), body, b"\r\n")
-            else:
-                if headers is not rendered:
-                    rendered, lines = headers, header_lines(headers)
-                further = header_lines(more)
-                if lines is None or further is None:
+            if headers:
+                rendered = header_lines(headers)
+                if rendered is None:
                     await self._send_parts(parts, count, size)
                     count = size = 0
                     await self.publish(subject, body, headers=message.all_headers())
-                    rendered = None
                     continue
-                whole = block(lines, further)
-                line = f"HPUB {subject} {len(whole)} {len(whole) + length}\r\n".encode()
-                parts += (line, whole, body, b"\r\n")
+                lines = f"{rendered}{lines}"
+            if lines:
+                whole = block(lines)
+                parts += (
+                    b"HPUB %b %d %d\r\n" % (subject.encode(), len(whole), len(whole) + length),
+                    whole,
+                    body,
+                    b"\r\n",
+                )
+            else:
+                parts += (f"PUB {subject} {length}\r\n".encode(), body, b"\r\n")
             count += 1
             size += length
         await self._send_parts(parts, count, size)

@@ -97,13 +97,12 @@ async def _send_but_last(
 ) -> None:
     """Send a batch without the message that commits it. No answer to the first one is asked for: it would cost
     a round trip, and what it could say makes the commit fail too (10176, and the append is tried again)."""
-    batch = {"Nats-Batch-Id": batch_id}
-    first, *others = messages[:-1]
-    more = {**first.own, **batch, "Nats-Batch-Sequence": "1", _EXPECTED: str(expected)}
-    outgoing = [_new(Outgoing, (first.subject, first.body, first.shared, more))]
-    for place, (subject, shared, body, own) in enumerate(others, 2):
-        more = {**own, **batch, "Nats-Batch-Sequence": str(place)}
-        outgoing.append(_new(Outgoing, (subject, body, shared, more)))
+    batch = f"Nats-Batch-Id: {batch_id}\r\nNats-Batch-Sequence:"
+    more = f"{_EXPECTED}: {expected}\r\n"  # of the first one
+    outgoing = []
+    for place, (subject, given, body, lines, _, _, _) in enumerate(messages[:-1], 1):
+        outgoing.append(_new(Outgoing, (subject, body, given, f"{lines}{batch} {place}\r\n{more}")))
+        more = ""
     await publish_all(client, outgoing)
 
 

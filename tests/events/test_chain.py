@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.chain import CHAIN_HEADER, CHAINED_HEADERS, Linker, genesis, link, verify_link
-from events.codec import StoredMessage
+from events.codec import Cause, StoredMessage, seal
 from events.errors import VerificationFailed
 from events.memory import MemoryLog
-from tests.contract.samples import CLUSTER, everything, fill, verified
+from tests.contract.samples import CLUSTER, MOMENT, event, everything, fill, verified
 
 
 async def stored(count: int = 6) -> list[StoredMessage]:
@@ -103,20 +103,15 @@ def test_the_digest_is_pinned() -> None:
 
 
 async def test_linking_a_transaction_at_once_is_linking_its_events() -> None:
-    digest = genesis(CLUSTER).digest
-    for sequence, message in enumerate(await stored(), 1):
-        headers = message.headers
-        linked = link(digest, sequence, message.subject, headers, message.body)
-        assert linked == Linker(headers).link(
-            digest,
-            sequence,
-            message.subject,
-            headers["ce-id"],
-            headers["ce-type"],
-            headers["ce-txindex"],
-            message.body,
-        )
-        assert linked.hex() == headers[CHAIN_HEADER]
-        digest = linked
+    whole = Cause(
+        command_id="c", actor="a", time=MOMENT, source="s", correlation_id="r", causation_id="b",
+        traceparent="p", tracestate="t",
+    )  # fmt: skip
+    bare = Cause(command_id="d", actor="", time=MOMENT, source="")
+    head = genesis(CLUSTER)
+    messages, last = seal(CLUSTER, head, [(whole, [event(1), event(2)]), (bare, [event(3)])])
+    for sequence, message in enumerate(messages, 1):
+        head = verify_link(head, sequence, message.subject, message.headers, message.body)
+    assert head == last
     with pytest.raises(VerificationFailed):
-        Linker({"ce-actor": "two\nlines"}).link(digest, 7, "subject", "id", "type", "0", b"")
+        Linker("1.0", "two\nlines", "").link(head.digest, 7, "subject", "id", "type", 0, b"")

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events import subjects
+from events.bus.headers import parse_header_lines
 from events.chain import CHAIN_HEADER, genesis
-from events.codec import Cause, StoredMessage, UnknownEvent, decode, decode_event, seal
-from events.envelope import Envelope, format_time, from_headers, own_headers, shared_headers
+from events.codec import Cause, StoredMessage, UnknownEvent, decode, decode_event, envelope_of, seal
+from events.envelope import format_time, from_headers
 from events.errors import BadRequest, VerificationFailed
 from events.ids import event_id, new_id
 from events.printable import printable
@@ -106,16 +107,27 @@ def test_the_events_of_a_command_have_the_same_ids_each_time_and_know_their_plac
 text = st.text(max_size=40)
 
 
-@given(actor=text, source=text, command=text, tracestate=text)
+@given(actor=text, source=text, command=text, causation=text, tracestate=text)
 def test_any_text_survives_the_headers_as_printable_ascii(
-    actor: str, source: str, command: str, tracestate: str
+    actor: str, source: str, command: str, causation: str, tracestate: str
 ) -> None:
-    made = Envelope(
-        id="i", type="t", source=source, time=MOMENT, actor=actor, command_id=command, tracestate=tracestate
+    made = Cause(
+        command_id=command,
+        actor=actor,
+        time=MOMENT,
+        source=source,
+        causation_id=causation,
+        tracestate=tracestate,
     )
-    headers = {**shared_headers(made), **own_headers("i", "t", "0", "")}
+    message = seal(CLUSTER, genesis(CLUSTER), [(made, [event(1)])])[0][0]
+    headers = message.headers
+    assert parse_header_lines(message.lines.encode("ascii")) == headers
     assert all(value.isascii() and (value.isprintable() or not value) for value in headers.values())
     read = from_headers(headers, 1)
+    assert read == envelope_of(made, message, 0, 1) or not all(
+        value.isascii() and value.isprintable() and value == printable(value)
+        for value in (actor, source, command, causation, tracestate)
+    )
     assert (read.actor, read.source, read.command_id) == (printable(actor), printable(source), command)
 
 

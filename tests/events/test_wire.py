@@ -79,10 +79,10 @@ async def test_many_at_once_arrive_as_one_by_one_and_inline_as_from_a_queue(tmp_
         Outgoing("many.3", "ünï".encode(), {"a": "2", "b%s": "100 %"}),
         Outgoing("many.4", b"\r\n", {"a": "line\r\nbreak"}),
         *[Outgoing(f"many.{n}", b"x" * n, {"a": str(n)}) for n in range(5, 200)],
-        *[Outgoing(f"many.{n}", b"of a kind", shared, {"b": str(n)}) for n in range(200, 210)],
-        Outgoing("many.210", b"of a kind", shared, {"c": "line\r\nbreak"}),
-        Outgoing("many.211", b"of a kind", shared, {"b": "last"}),
-        Outgoing("many.212", b"of no kind", {"a": "another"}, {"b": "last"}),
+        *[Outgoing(f"many.{n}", b"of a kind", shared, f"b: {n}\r\n") for n in range(200, 210)],
+        Outgoing("many.210", b"of a kind", {"c": "line\r\nbreak"}, "b: behind\r\n"),
+        Outgoing("many.211", b"of no kind", None, "b: alone\r\nc: \r\n"),
+        Outgoing("many.212", b"of no kind", {"a": "another"}, "b: last\r\n"),
     ]
     async with EmbeddedServer(ServerOptions(store_dir=store)) as server:
         client = await connect(BusOptions(servers=(server.url,)), name="test")

@@ -19,8 +19,8 @@ from controlplane.cluster.state import ClusterState
 from controlplane.controller.hooks import DecidedCommand, Observer
 from controlplane.controller.leadership.term import Term
 from controlplane.controller.requests import Request
-from events.chain import CHAIN_HEADER, Head
-from events.codec import Cause, OutgoingMessage, Recorded, shared_envelope
+from events.chain import Head
+from events.codec import Cause, OutgoingMessage, Recorded, envelope_of
 from events.errors import IsthmusError, Refused
 from events.protocol.commands import CommandReply, ImportNodes
 from events.types import Event
@@ -174,16 +174,9 @@ def recorded_of(plan: GroupPlan, messages: Sequence[OutgoingMessage], recorded_a
     for decided in plan.decided:
         if not decided.writes:
             continue
-        shared = shared_envelope(decided.cause, len(decided.events))
+        cause, count = decided.cause, len(decided.events)
         for index, event in enumerate(decided.events):
-            own = messages[len(result)].own
-            envelope = msgspec.structs.replace(
-                shared,
-                id=own["ce-id"],
-                type=own["ce-type"],
-                tx_index=index,
-                chain=own[CHAIN_HEADER],
-            )
+            envelope = envelope_of(cause, messages[len(result)], index, count)
             sequence += 1
             result.append(_new(Recorded, (sequence, envelope, event, recorded_at)))
     return result

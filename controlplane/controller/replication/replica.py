@@ -25,7 +25,7 @@ from controlplane.cluster.evolve import evolve, fold
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.replication.command_dedup import CommandDedup
 from events.bus.retry import happened
-from events.chain import CHAIN_HEADER, Head, genesis
+from events.chain import Head, genesis
 from events.codec import OutgoingMessage, Recorded, SkippedEvent, StoredMessage, decode
 from events.errors import Unavailable, VerificationFailed
 from events.log import LogReader, ReadBatch
@@ -215,7 +215,7 @@ class Replica:
         previous = base.digest
         for message, recorded in zip(messages, events, strict=True):
             self._expected[recorded.sequence] = _Sealed(previous, message, recorded)
-            previous = bytes.fromhex(message.headers[CHAIN_HEADER])
+            previous = bytes.fromhex(message.chain)
 
     def _own(self, message: StoredMessage) -> Recorded | None:
         """The event that this controller sealed, if the log holds it byte for byte at its place.
@@ -232,7 +232,7 @@ class Replica:
             or not sealed.message.headers.items() <= message.headers.items()
         ):
             return None
-        self._read = Head(message.sequence, bytes.fromhex(sealed.message.headers[CHAIN_HEADER]))
+        self._read = Head(message.sequence, bytes.fromhex(sealed.message.chain))
         return sealed.recorded
 
     def adopt(self, events: Sequence[Recorded], head: Head) -> None:
