@@ -66,7 +66,7 @@ async def there_and_back(lab: Lab, report: Report, scope: EncryptionScope) -> No
         return
     with report.stage("Nothing is in the clear on any node's underlay, every pair is answered") as check:
         await count_anew(lab, scope)
-        judge_pairs(check, await probe_all(lab))
+        judge_pairs(check, await probe_all(lab, in_turn=True))
         await judge_wire(lab, check)
     if not check.ok:
         return
@@ -86,7 +86,7 @@ async def there_and_back(lab: Lab, report: Report, scope: EncryptionScope) -> No
         async with Flows(lab, victim.name) as flows:
             await _taken_away(victim)
         gone_ms = max(result["longest_silence_ms"] for result in flows.results)
-        judge_pairs(check, await probe_all(lab))
+        judge_pairs(check, await probe_all(lab, in_turn=True))
         await judge_wire(lab, check)
         check.measured["gone_silence_ms"] = round(gone_ms)
         check.detail += f"\nsilent for {gone_ms:.0f} ms"

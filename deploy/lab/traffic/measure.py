@@ -66,8 +66,11 @@ class Flows:
         )
 
 
-async def probe_all(lab: Lab, sources: list[Pod] | None = None, *, interval_ms: float = 1) -> Answers:
-    """Numbered packets from each of `sources` (every pod, by default) to each pod on another node.
+async def probe_all(
+    lab: Lab, sources: list[Pod] | None = None, *, interval_ms: float = 1, in_turn: bool = False
+) -> Answers:
+    """Numbered packets from each of `sources` (every pod, by default) to each pod on another node; with
+    ``in_turn`` one source after the other.
 
     Cancelled, probers send what they were told to send; their reports are dropped.
     """
@@ -79,6 +82,8 @@ async def probe_all(lab: Lab, sources: list[Pod] | None = None, *, interval_ms: 
         return {pod.name: answer for pod, answer in zip(targets, reports, strict=True)}
 
     chosen = lab.pods if sources is None else sources
+    if in_turn:
+        return {source.name: await probe(source) for source in chosen}
     answers = await asyncio.gather(*(probe(source) for source in chosen))
     return {source.name: answer for source, answer in zip(chosen, answers, strict=True)}
 
