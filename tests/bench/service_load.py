@@ -1,11 +1,11 @@
 """A load generator in a process of its own: joins through the service, many at once.
 
-    python -m tests.bench.service_load URL CLUSTER COUNT CONCURRENCY
+    python -m tests.bench.service_load URL CLUSTER COUNT CONCURRENCY [FIRST]
 
 It speaks the NATS protocol itself (a request is one write, a reply one split), because a client
 library in Python would cost as much per request as the service under test. Each of the CONCURRENCY
-callers sends its next join only when its last one was answered. Prints one JSON line: joins per
-second, and the latency of one join in milliseconds (p50, p99).
+callers sends its next join only when its last one was answered; FIRST is the number of the first
+node. Prints one JSON line: joins per second, and the latency of one join in milliseconds (p50, p99).
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def join(number: int) -> JoinNode:
     )
 
 
-def _frame(cluster: str, number: int) -> bytes:
-    """One request as it goes over the wire; the reply subject ends with its number."""
+def _frame(cluster: str, number: int, place: int) -> bytes:
+    """The request of the ``number``-th node as it goes over the wire; the reply subject ends with its place."""
     body = msgspec.json.encode(join(number))
     head = f"NATS/1.0\r\n{COMMAND_ID}: {new_id()}\r\n\r\n".encode()
     subject = subjects.node_command(cluster, f"node-{number}", "join")
-    line = f"HPUB {subject} {INBOX}.{number} {len(head)} {len(head) + len(body)}\r\n"
+    line = f"HPUB {subject} {INBOX}.{place} {len(head)} {len(head) + len(body)}\r\n"
     return line.encode() + head + body + b"\r\n"
 
 
@@ -113,9 +113,12 @@ class _Callers(asyncio.Protocol):
             self.done.set_exception(RuntimeError(why))
 
 
-async def load(url: str, cluster: str, count: int, concurrency: int) -> dict[str, float]:
-    """Join ``count`` nodes, ``concurrency`` at a time, each once. Raises RuntimeError when one is refused."""
-    frames = [_frame(cluster, number) for number in range(count)]
+async def load(url: str, cluster: str, count: int, concurrency: int, first: int = 0) -> dict[str, float]:
+    """Join ``count`` nodes from number ``first`` on, ``concurrency`` at a time, each once.
+
+    Raises RuntimeError when one is refused.
+    """
+    frames = [_frame(cluster, first + place, place) for place in range(count)]
     address = urlsplit(url)
     loop = asyncio.get_running_loop()
     started = time.perf_counter()
@@ -135,8 +138,8 @@ async def load(url: str, cluster: str, count: int, concurrency: int) -> dict[str
 
 
 def main() -> None:
-    url, cluster, count, concurrency = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    print(json.dumps(asyncio.run(load(url, cluster, count, concurrency))))
+    url, cluster = sys.argv[1:3]
+    print(json.dumps(asyncio.run(load(url, cluster, *map(int, sys.argv[3:])))))
 
 
 if __name__ == "__main__":

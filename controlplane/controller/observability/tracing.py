@@ -39,7 +39,8 @@ _ROOT = Context()
 class _Open:
     """One recorded command on its way: its span, the context for spans below it, and its (last) decision.
 
-    ``decision`` is its end (Unix nanoseconds), the seconds it took and waited, and its events.
+    ``decision`` is its end (Unix nanoseconds), the seconds it took and waited, its events, and how many events
+    its group writes before them.
     """
 
     __slots__ = ("context", "decision", "span")
@@ -47,7 +48,7 @@ class _Open:
     def __init__(self, span: Span, context: Context) -> None:
         self.span = span
         self.context = context
-        self.decision: tuple[int, float, float, int] | None = None
+        self.decision: tuple[int, float, float, int, int] | None = None
 
 
 class TracingObserver(Observer):
@@ -59,7 +60,6 @@ class TracingObserver(Observer):
         self._cluster = cluster
         self._stream = subjects.stream(cluster)
         self._open: dict[int, _Open] = {}
-        self._counts: dict[int, int] = {}  # events of each decided command, to know each one's sequences
 
     def received(self, request: Request) -> TraceContext | None:
         written = request.traceparent
@@ -101,30 +101,38 @@ class TracingObserver(Observer):
             attributes["isthmus.dry_run"] = True
         return attributes
 
+    # In a storm a few commands of a group are recorded: only they are looked at one by one.
+
     def decided(self, commands: Sequence[DecidedCommand]) -> None:
-        if not self._open:
+        open_ = self._open
+        if not open_:
             return
-        ended = time.time_ns()
-        for request, waited_s, took_s, events, _ in reversed(commands):  # they were decided one after another
-            self._counts[id(request)] = 0 if request.dry_run else events
-            entry = self._open.get(id(request))
-            if entry is not None:
-                entry.decision = (ended, took_s, waited_s, events)
-            ended -= int(took_s * 1e9)
+        mine = [place for place, command in enumerate(commands) if id(command[0]) in open_]
+        if not mine:
+            return
+        # They were decided one after another.
+        ended = time.time_ns() - int(sum([command[2] for command in commands]) * 1e9)
+        at = before = 0
+        for place in mine:
+            for other, _, took_s, events, _ in commands[at:place]:
+                ended += int(took_s * 1e9)
+                before += 0 if other.dry_run else events
+            at = place
+            request, waited_s, took_s, events, _ = commands[place]
+            open_[id(request)].decision = (ended + int(took_s * 1e9), took_s, waited_s, events, before)
 
     def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:
-        if not self._open:
+        open_ = self._open
+        mine = [open_[id(request)] for request in requests if id(request) in open_] if open_ else []
+        if not mine:
             return
         end = time.time_ns()
         start = end - int(took_s * 1e9)
         recorded: list[tuple[_Open, int, int]] = []
-        sequence = first
-        for request in requests:
-            count = self._counts.get(id(request), 0)
-            entry = self._open.get(id(request))
-            if entry is not None and count:
-                recorded.append((entry, sequence, sequence + count - 1))
-            sequence += count
+        for entry in mine:
+            if entry.decision is not None:
+                count, before = entry.decision[3:]
+                recorded.append((entry, first + before, first + before + count - 1))
         contexts = [entry.span.get_span_context() for entry, _, _ in recorded]
         for entry, own_first, own_last in recorded:
             places = {"isthmus.sequence.first": own_first, "isthmus.sequence.last": own_last}
@@ -150,19 +158,17 @@ class TracingObserver(Observer):
             ).end(end)
 
     def answered(self, commands: Sequence[AnsweredCommand], *, sequence: int) -> None:
-        if not self._counts and not self._open:
+        open_ = self._open
+        if not open_:
             return
-        for request, took_s, error in commands:
-            self._counts.pop(id(request), None)
-            entry = self._open.pop(id(request), None)
-            if entry is not None:
-                self._ended(request, entry, sequence, took_s, error)
+        for request, took_s, error in [command for command in commands if id(command[0]) in open_]:
+            self._ended(request, open_.pop(id(request)), sequence, took_s, error)
 
     def _ended(
         self, request: Request, entry: _Open, sequence: int, took_s: float, error: IsthmusError | None
     ) -> None:
         if entry.decision is not None:
-            end, took, waited, events = entry.decision
+            end, took, waited, events, _ = entry.decision
             if not events and error is None and request.actor.startswith(OWN_ACTOR):
                 return  # the controller looked whether time has brought anything: no; such a span never ends
             self._tracer.start_span(
