@@ -22,7 +22,7 @@ def holder(state: ClusterState, address: str, site: str, node: str) -> str:
 
 def at_site(state: ClusterState, address: str, site: str, node: str) -> str:
     """The member behind NAT with that address at that site; the node itself when there is no other."""
-    for name in state.by_private.get(address, ()):
+    for name in state.by_private.get(address, ()) if state.by_private else ():
         if name != node and state.nodes[name].site == site:
             return name
     return node

@@ -82,8 +82,7 @@ def parse(
     ``payload_too_large``, ``bad_request``) or Refused(forbidden) when a node asks for another node.
     """
     headers = headers or {}
-    name, node = _address(cluster, subject)
-    bridge = subject == subjects.bridge_command(cluster, name)
+    name, node, bridge = _address(cluster, subject)
     decoder = _DECODERS.get(name)
     if decoder is None:
         raise BadRequest(
@@ -136,8 +135,8 @@ def parse(
     )
 
 
-def _address(cluster: str, subject: str) -> tuple[str, str | None]:
-    """The command's name, and the node's token when the subject is node-scoped."""
+def _address(cluster: str, subject: str) -> tuple[str, str | None, bool]:
+    """The command's name, the node's token when the subject is node-scoped, and whether it is the bridge's."""
     tokens = subject.split(".")
     if len(tokens) < 4 or tokens[0] != "isthmus" or tokens[2] != "command":
         raise BadRequest("unknown_command", f"{subject[:128]!r} is no command subject", subject=subject[:128])
@@ -155,13 +154,13 @@ def _address(cluster: str, subject: str) -> tuple[str, str | None]:
                 f"{tokens[5]!r} is an operator's command; a node's subject does not carry it",
                 command=tokens[5],
             )
-        return tokens[5], tokens[4]
+        return tokens[5], tokens[4], False
     if tokens[3] == subjects.BRIDGE and len(tokens) == 5:
         if tokens[4] in _DECODERS and tokens[4] not in _BRIDGE:
             raise Refused(
                 "forbidden", f"{tokens[4]!r} is no command of the Kubernetes bridge", command=tokens[4]
             )
-        return tokens[4], None
+        return tokens[4], None, True
     if len(tokens) != 4:
         raise BadRequest("unknown_command", f"{subject[:128]!r} is no command subject", subject=subject[:128])
     if tokens[3] == BindNodes.name:
@@ -170,7 +169,7 @@ def _address(cluster: str, subject: str) -> tuple[str, str | None]:
             f"{tokens[3]!r} is for the Kubernetes bridge alone; an operator's subject does not carry it",
             command=tokens[3],
         )
-    return tokens[3], None
+    return tokens[3], None, False
 
 
 def _command_id(headers: Mapping[str, str], node: str, command: Command, *, bridge: bool) -> str:

@@ -86,7 +86,7 @@ class FastParser(Parser):
             kind = words[0] if words else b""
             heads = 1 if kind == b"HMSG" else 0
             known = (kind == b"MSG" or heads) and 4 <= len(words) - heads <= 5
-            if not known or not all(map(bytes.isdigit, (words[2], *words[-1 - heads :]))):
+            if not (known and words[2].isdigit() and words[-1].isdigit() and words[-1 - heads].isdigit()):
                 await super().parse(data[position : end + 2])
                 if resets != self._resets:
                     return

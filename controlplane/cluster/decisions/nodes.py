@@ -36,6 +36,8 @@ from events.types import (
     RangeDraining,
 )
 
+_new = tuple.__new__  # a named tuple's own constructor is a Python function
+
 
 class Addresses(NamedTuple):
     """Where a node is: the address on its own link and the one by which its peers reach it."""
@@ -115,7 +117,7 @@ def join(
         "underlay": where.underlay,
         "announced": where.announced,
     }
-    return Decision(tuple(events), result)
+    return _new(Decision, (tuple(events), result, None, None))
 
 
 def _check_join(command: JoinNode) -> None:
@@ -146,7 +148,7 @@ def addresses(command: JoinNode | ChangeUnderlay) -> Addresses:
     announced = command.announced or command.underlay
     value = unicast(command.underlay, "underlay address")
     if announced == command.underlay:
-        return Addresses(command.underlay, announced, (value, value))
+        return _new(Addresses, (command.underlay, announced, (value, value)))
     return Addresses(command.underlay, announced, (value, unicast(announced, "announced address")))
 
 

@@ -205,7 +205,9 @@ def address_conflicts(
                 ours = Side(network(own.cidr), "container CIDR")
                 advice = "give the node an underlay address outside the container network"
                 found.append(Conflict("cidr_conflict_with_node", ours, _host(node, value), advice))
-        if any(network(cidr).has(value) for cidrs in context.clusters.values() for cidr in cidrs):
+        if context.clusters and any(
+            network(cidr).has(value) for cidrs in context.clusters.values() for cidr in cidrs
+        ):
             theirs = [(code, side) for code, side in _foreign(state, context) if side.net.has(value)]
             found += [Conflict(code, _host(node, value), side) for code, side in theirs]
     return found

@@ -105,8 +105,9 @@ class WithReleases:
 
     async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
         known = await self._around.context_for(commands)
-        decided = any(isinstance(command, DECIDED) for command in commands)
-        if not decided and not any(map(_brought, commands)):
+        kinds = set(map(type, commands))
+        decided = not kinds.isdisjoint(DECIDED)
+        if not decided and (kinds.isdisjoint(BROUGHT) or not any(map(_brought, commands))):
             return known
         now = self._clock()
         if decided or now - self._read_s > FRESH_S:

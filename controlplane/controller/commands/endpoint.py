@@ -42,6 +42,8 @@ QUEUE_GROUP = "controllers"
 ANSWERS_LIMIT = 65_536
 """Answers that may wait for the connection; beyond it they are dropped and the caller asks again by id."""
 
+_new = tuple.__new__  # a named tuple's own constructor is a Python function
+
 Query = Callable[[str, bytes], Awaitable[bytes]]
 """Name and request body → response body; raises IsthmusError."""
 
@@ -227,6 +229,6 @@ class Endpoint:
                 "log_unavailable", f"the answer has {len(body):,} bytes, the bus carries {limit:,}"
             )
             body, headers = encode_error(error)
-        self._answers.append(Outgoing(reply, body, headers))
+        self._answers.append(_new(Outgoing, (reply, body, headers, "")))
         self._sent.clear()
         self._wake.set()

@@ -94,15 +94,15 @@ class PendingReplies:
         told: list[AnsweredCommand] = []
         for decided in plan.decided:
             request = decided.pending.request
-            bodies: list[bytes] | None = None
+            stored: Sequence[OutgoingMessage] | None = None
             if decided.writes:
-                bodies = [message.body for message in messages[at : at + len(decided.events)]]
-                at += len(bodies)
-                sequence += len(bodies)
+                stored = messages[at : at + len(decided.events)]
+                at += len(stored)
+                sequence += len(stored)
             if unwritten is not None and not decided.writes:
                 told.append(self._tell(decided.pending, unwritten))
                 continue
-            outcome = decided.refusal or reply_to(decided, sequence, bodies, now)
+            outcome = decided.refusal or reply_to(decided, sequence, stored, now)
             if decided.writes:
                 dedup.keep(request.command_id, outcome)
             elif not request.dry_run and not isinstance(request.command, Tick):

@@ -209,7 +209,8 @@ def _decide(
         return Decided(pending, cause, (), {}, defect, writes=False), None
     events = tuple(decision.events)
     writes = bool(events) and not request.dry_run
-    return Decided(pending, cause, events, decision.result, decision.refusal, writes), decision.after
+    decided = _new(Decided, (pending, cause, events, decision.result, decision.refusal, writes))
+    return decided, decision.after
 
 
 def _least_events(request: Request) -> int:

@@ -14,7 +14,7 @@ import msgspec
 
 from controlplane.controller.commands.planner import Decided
 from events import types
-from events.codec import Recorded
+from events.codec import OutgoingMessage, Recorded
 from events.errors import BadRequest, IsthmusError, Unavailable, from_wire
 from events.protocol.commands import CommandReply, WrittenEvent
 
@@ -24,29 +24,26 @@ SERVICE_ERROR = "Nats-Service-Error"
 SERVICE_ERROR_CODE = "Nats-Service-Error-Code"
 
 
-def reply_to(decided: Decided, last: int, bodies: Sequence[bytes] | None, now: datetime) -> CommandReply:
+def reply_to(
+    decided: Decided, last: int, stored: Sequence[OutgoingMessage] | None, now: datetime
+) -> CommandReply:
     """The answer to a decided command. ``last`` is the log's last sequence that it rests on.
 
-    ``bodies`` are its events as stored; None in a dry run, where sequences are provisional.
+    ``stored`` are its events as they were appended; None in a dry run, where sequences are provisional.
     """
     dry_run = decided.pending.request.dry_run
-    if bodies is None:
-        bodies = [_encode(event) for event in decided.events]
-        last_event = last + len(bodies)
+    if stored is None:
+        events = [
+            WrittenEvent(sequence=at, type=event.type_name(), event=msgspec.Raw(_encode(event)))
+            for at, event in enumerate(decided.events, last + 1)
+        ]
     else:
-        last_event = last
-    first = last_event - len(bodies) + 1
+        events = [
+            WrittenEvent(sequence=at, type=message.type_name, event=msgspec.Raw(message.body))
+            for at, message in enumerate(stored, last - len(stored) + 1)
+        ]
     return CommandReply(
-        sequence=last,
-        events=tuple(
-            [
-                WrittenEvent(sequence=at, type=event.type_name(), event=msgspec.Raw(body))
-                for at, (event, body) in enumerate(zip(decided.events, bodies, strict=True), first)
-            ]
-        ),
-        result=decided.result,
-        dry_run=dry_run,
-        answered_at=now,
+        sequence=last, events=tuple(events), result=decided.result, dry_run=dry_run, answered_at=now
     )
 
 
