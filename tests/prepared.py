@@ -45,7 +45,15 @@ _SITE = (
 )
 """What a site in a sandbox reads."""
 _NEWNS, _NEWPID, _NEWNET = 0x00020000, 0x20000000, 0x40000000
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE, _MS_SLAVE = 2, 4, 8, 16384, 1 << 18, 1 << 19
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE, _MS_SLAVE = (
+    2,
+    4,
+    8,
+    4096,
+    16384,
+    1 << 18,
+    1 << 19,
+)
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
@@ -163,7 +171,7 @@ def _serve() -> None:
         assert threading.active_count() == 1, "a fork has only one thread"
         pid = os.fork()
         if not pid:
-            _leave(partial(_asked, request))
+            leave(partial(_asked, request))
         _say(pid)
         _say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
@@ -182,7 +190,7 @@ def _asked(request: dict[str, Any]) -> int:
     folder = Path(request["folder"])
     out, err = (os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("out", "err"))
     if request["kind"] == "command":
-        return _command(request["arguments"], out, err, "", {})
+        return _command(request["arguments"], out, err, "", {}, {})
     _streams(out, err)
     return _sandbox(*request["arguments"])
 
@@ -219,7 +227,7 @@ def _streams(out: int, err: int) -> None:
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
 
 
-def _leave(work: Callable[[], int]) -> NoReturn:
+def leave(work: Callable[[], int]) -> NoReturn:
     """Run this as all that is left of the process. What the parent registered for its own end is not run."""
     code = 1
     try:
@@ -292,18 +300,34 @@ class Fork:
 
 
 def isthmus(
-    arguments: Sequence[str], out: IO[Any], err: IO[Any], *, namespace: str = "", env: Mapping[str, str] = {}
+    arguments: Sequence[str],
+    out: IO[Any],
+    err: IO[Any],
+    *,
+    namespace: str = "",
+    env: Mapping[str, str] = {},
+    over: Mapping[str, str] = {},
 ) -> Fork:
-    """Run the command in a fork, in that network namespace (as ``ip netns exec`` does it)."""
+    """Run the command in a fork, in that network namespace (as ``ip netns exec`` does it).
+
+    It finds other folders at the places in ``over``.
+    """
     sys.stdout.flush()  # what a test has printed is not the command's output
     sys.stderr.flush()
     pid = os.fork()
     if not pid:
-        _leave(lambda: _command(arguments, out.fileno(), err.fileno(), namespace, env))
+        leave(lambda: _command(arguments, out.fileno(), err.fileno(), namespace, env, over))
     return Fork(pid)
 
 
-def _command(arguments: Sequence[str], out: int, err: int, namespace: str, env: Mapping[str, str]) -> int:
+def _command(
+    arguments: Sequence[str],
+    out: int,
+    err: int,
+    namespace: str,
+    env: Mapping[str, str],
+    over: Mapping[str, str],
+) -> int:
     global _is_fork  # noqa: PLW0603
     _is_fork = False
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -320,6 +344,9 @@ def _command(arguments: Sequence[str], out: int, err: int, namespace: str, env: 
         _mount("none", "/", "none", _MS_REC | _MS_SLAVE)
         _call("umount2", b"/sys", _MNT_DETACH)
         _mount(namespace, "/sys", "sysfs", 0)
+        for place, folder in over.items():
+            Path(place).mkdir(exist_ok=True)
+            _mount(folder, place, "", _MS_BIND)
     sys.warnoptions.clear()
     warnings.resetwarnings()
     for category in (ResourceWarning, ImportWarning, PendingDeprecationWarning, DeprecationWarning):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import re
 import shutil
@@ -14,7 +15,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.nat.packets import PROBE_VNI
+from tests import prepared
 from tests.nodeagent.site import ISTHMUS, Flow, Node, Site
 from tests.waiting import wait_for as until
 
@@ -29,48 +30,67 @@ needs_program = pytest.mark.skipif(shutil.which("wireguard-go") is None, reason=
 at_length = pytest.mark.skipif(not os.environ.get("ISTHMUS_TEST_KEYS"), reason="ISTHMUS_TEST_KEYS=all")
 """Of tests that take long for what others hold, too, in parts: CONTRIBUTING.md."""
 VXLAN = 8472
+PACKET = 110
+"""So much of a packet is shown."""
 FAST_S = 0.004
 """Between two packets of a stream through the change of a key."""
 
 
 class Wire:
-    """Counts what node a sends and gets in the clear: packets in VXLAN form, and bare packets of pods."""
+    """Counts what node a sends and gets in the clear: packets in VXLAN form, and bare packets of pods.
+
+    In a process, because whoever has threads cannot fork: it would read all modules for each command.
+    """
 
     def __init__(self, device: str = "v-a") -> None:
-        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        self._socket.bind((device, 0))
-        self._socket.settimeout(0.2)
-        self._over = threading.Event()
-        self.plain = self.encrypted = 0
-        self.examples = ""
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+        self._counts = memoryview(self._memory).cast("Q")  # whether it is over, plain packets, encrypted ones
+        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        wire.bind((device, 0))
+        wire.settimeout(0.1)
+        self._process = os.fork()
+        if not self._process:
+            prepared.leave(lambda: self._watch(wire))
+        wire.close()
 
-    def _run(self) -> None:
-        while not self._over.is_set():
-            with contextlib.suppress(OSError):  # nothing came, or the device is down
-                frame = self._socket.recv(65535)
-                if frame[12:14] != b"\x08\x00":
-                    continue
-                packet = frame[14:]
-                datagram = packet[(packet[0] & 15) * 4 :]
-                ports = datagram[:4]
-                if packet[12] == 172 or packet[16] == 172:  # a container address on the underlay
-                    self.seen(packet)
-                elif packet[9] == socket.IPPROTO_UDP:
-                    port = int.from_bytes(ports[2:], "big")
-                    if port == VXLAN and int.from_bytes(datagram[12:15], "big") != PROBE_VNI:  # agents' own
-                        self.seen(packet)
-                    self.encrypted += 51820 <= port < 51824
+    plain = property(lambda self: self._counts[1])
+    encrypted = property(lambda self: self._counts[2])
 
-    def seen(self, packet: bytes) -> None:
-        self.plain += 1
-        self.examples = f"{self.plain} packets, the last one: {packet[:110].hex()}"
+    @property
+    def examples(self) -> str:
+        last = self._memory[-PACKET:].rstrip(b"\0")
+        return f"{self.plain} packets, the last one: {last.hex()}"
+
+    def _watch(self, wire: socket.socket) -> int:
+        while True:
+            over = self._counts[0]
+            if over:
+                wire.setblocking(False)  # only what has come
+            try:
+                frame = wire.recv(65535)
+            except OSError:  # nothing came, or the device is down
+                if over:
+                    return 0
+                continue
+            if frame[12:14] == b"\x08\x00":
+                self._count(frame[14:])
+
+    def _count(self, packet: bytes) -> None:
+        datagram = packet[(packet[0] & 15) * 4 :]
+        plain = packet[12] == 172 or packet[16] == 172  # a container address on the underlay
+        if not plain and packet[9] == socket.IPPROTO_UDP:
+            port = int.from_bytes(datagram[2:4], "big")
+            plain = port == VXLAN and int.from_bytes(datagram[12:15], "big") != PROBE_VNI  # agents' own
+            self._counts[2] += 51820 <= port < 51824
+        if plain:
+            self._memory[-PACKET:] = packet[:PACKET].ljust(PACKET, b"\0")
+            self._counts[1] += 1
 
     def stop(self) -> Wire:
-        self._over.set()
-        self._thread.join()
-        self._socket.close()
+        """Returns once everything that has come is counted."""
+        self._counts[0] = 1
+        pid, status = os.waitpid(self._process, 0)
+        assert (pid, status) == (self._process, 0), "the capture has failed"
         return self
 
 
@@ -100,7 +120,10 @@ def wrap(node: Node) -> None:
 
 
 def start(node: Node, *options: str, by: str = "") -> Node:
-    return node.start("--wireguard", "userspace", *options, by=f"{node.directory / 'own-sockets'} {by}")
+    words = ("--wireguard", "userspace", *options)
+    if by or not prepared.may_fork():
+        return node.start(*words, by=f"{node.directory / 'own-sockets'} {by}")
+    return node.start(*words, over={"/run/wireguard": str(node.directory / "sockets")})
 
 
 def stage(site: Site, scope: str) -> None:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,18 @@ class Node:
         """A shell line in this node's namespace."""
         return sh(f"ip netns exec {self.name} {command}")
 
-    def start(self, *options: str, underlay: str = "eth0", by: str = "", program: str = ISTHMUS) -> Node:
-        """Start the agent (of the release ``program``), through the command line ``by`` if one is given."""
+    def start(
+        self,
+        *options: str,
+        underlay: str = "eth0",
+        by: str = "",
+        program: str = ISTHMUS,
+        over: Mapping[str, str] = {},
+    ) -> Node:
+        """Start the agent (of the release ``program``), through the command line ``by`` if one is given.
+
+        As a fork (:func:`tests.prepared.may_fork`) it finds other folders at the places in ``over``.
+        """
         arguments = [
             "agent", "--bus", self.site.bus, "--node", self.name, "--underlay", underlay,
             "--state-dir", str(self.directory / "state"), "--cni-dir", str(self.directory / "cni"),
@@ -107,8 +117,9 @@ class Node:
         env = {"ISTHMUS_LOG": "text"}
         with (self.directory / "agent.log").open("ab") as log:
             if program == ISTHMUS and not by and prepared.may_fork():
-                self.agent = prepared.isthmus(arguments, log, log, namespace=self.name, env=env)
+                self.agent = prepared.isthmus(arguments, log, log, namespace=self.name, env=env, over=over)
             else:
+                assert not over, "only a fork does"
                 self.agent = subprocess.Popen(
                     ["ip", "netns", "exec", self.name, *by.split(), program, *arguments],
                     stdout=log, stderr=log, env={**os.environ, **env},
