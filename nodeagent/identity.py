@@ -143,13 +143,13 @@ def forget(directory: Path) -> list[str]:
 
 def _known(directory: Path) -> Identity | None:
     """What files other than ``uid`` say; the one with a checksum first."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # no such file, or damaged: the next one
         identity = msgspec.json.decode(read_regular(directory / IDENTITY_FILE), type=Identity)
         if identity.checksum == _checksum(identity) and _is_uid(identity.uid):
             return identity
         log.warning("%s is damaged", directory / IDENTITY_FILE)
     for name in (VIEW_FILE, STATUS_FILE):
-        with contextlib.suppress(OSError, ValueError, RecursionError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # likewise
             said = msgspec.json.decode(read_regular(directory / name, VIEW_LIMIT_BYTES), type=_Mentioned)
             if _is_uid(said.uid):
                 return said.identity()

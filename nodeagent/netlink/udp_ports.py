@@ -59,7 +59,7 @@ def _owners(inodes: Container[str]) -> dict[str, tuple[int, tuple[str, ...]]]:
             continue
         with contextlib.suppress(OSError):  # it ended, or belongs to another account
             for file in (entry / "fd").iterdir():
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # it was closed meanwhile
                     kind, _, inode = str(file.readlink()).rstrip("]").partition(":[")
                     if kind == "socket" and inode in inodes:
                         words = (entry / "cmdline").read_text(errors="replace").split("\0")

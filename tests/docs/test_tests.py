@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONG_S
 from tests.nodeagent.sandbox import inside
 
 ROOT = Path(__file__).parents[2]
@@ -146,3 +147,7 @@ def test_no_folders_import_each_other_in_a_circle() -> None:
 def test_a_circle_is_seen() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [("a", "b", "c")]
     assert circles({"a": {"b"}, "b": {"c"}}) == []
+
+
+def test_every_file_that_is_named_as_a_long_one_is_there() -> None:
+    assert [name for name in LONG_S if not (ROOT / "tests" / name).exists()] == []

@@ -157,7 +157,7 @@ def program_of(node: Node) -> int:
     """The process that serves the node's WireGuard device."""
     namespace = Path(f"/run/netns/{node.name}").stat().st_ino
     for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it ended meanwhile
             ours = entry.name.isdigit() and (entry / "comm").read_text().strip() == "wireguard-go"
             if ours and (entry / "ns" / "net").stat().st_ino == namespace:
                 return int(entry.name)

@@ -176,7 +176,7 @@ def a_folder_that_cannot_be_written_is_told_by_the_bus_and_once(place: Site, a: 
 
 def _made(folder: Path) -> bool:
     """Whether it is there, and not a file that is being written."""
-    with contextlib.suppress(FileExistsError):
+    with contextlib.suppress(FileExistsError):  # as the folder or as the file
         folder.mkdir()
     return folder.is_dir()
 

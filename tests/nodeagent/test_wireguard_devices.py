@@ -152,7 +152,7 @@ def programs() -> dict[str, int]:
     """The processes that serve WireGuard devices here, by device."""
     found = {}
     for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it ended meanwhile
             words = (entry / "cmdline").read_text().split("\0") if entry.name.isdigit() else []
             if words and words[0].endswith("wireguard-go"):
                 found[words[2]] = int(entry.name)
