@@ -2,7 +2,10 @@
 
 Loading the command line takes a few tenths of a second, in which Python would answer a Ctrl-C with a traceback.
 So this module, which loads nothing, takes the signal before that; once the commands are there, they get it as
-KeyboardInterrupt, as everywhere. Who started the program with SIGINT ignored (``nohup``) keeps that.
+KeyboardInterrupt, as everywhere. Who started the program with a signal ignored (``nohup``) keeps that.
+
+SIGTERM, and SIGHUP of a terminal that is gone, end commands as a Ctrl-C does, so that no file is left half
+written; then the program dies of that signal, as those see it who sent it.
 """
 
 from __future__ import annotations
@@ -21,16 +24,26 @@ def _end(_number: int, _frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 
+def _unwind(number: int, _frame: FrameType | None) -> None:
+    """Leave what is under way by its ways out. Raises SystemExit."""
+    _told.append(number)
+    sys.exit(128 + number)
+
+
+_told: list[int] = []
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)
 
 
 def main() -> None:
-    """Run the command line. Does not return: raises SystemExit with its exit code."""
+    """Run the command line. Does not return: raises SystemExit with its exit code, or dies of a signal."""
     from controlplane.cli.main import main as run
 
     ours = signal.getsignal(signal.SIGINT) is _end
+    others = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
     try:
+        for number in others:
+            signal.signal(number, _unwind)
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         run()
@@ -39,3 +52,7 @@ def main() -> None:
     finally:
         if ours:  # what ends has nothing to say about being interrupted, either
             signal.signal(signal.SIGINT, _end)
+        for number in others:
+            signal.signal(number, signal.SIG_DFL)
+        if _told:
+            os.kill(os.getpid(), _told[0])

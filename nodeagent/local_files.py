@@ -141,9 +141,11 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = False, mode: in
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):  # of the file that was asked for, not of the one beside it
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

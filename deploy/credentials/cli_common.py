@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,20 +62,23 @@ class Wanted(NamedTuple):
 
 def tokens(
     wanted: Sequence[Wanted], store: Path, cluster: str, servers: str, *, minutes: float, push: str | None
-) -> list[JoinToken]:
-    """A join token for each node, with an account that the servers are told about, if asked to."""
+) -> Iterator[JoinToken]:
+    """A join token for each node, with an account that the servers are told about, if asked to.
+
+    Each is made when it is asked for: what is broken off leaves no tokens in the store that nobody has.
+    """
     from deploy.credentials.tokens import make_token
 
     urls = bus_servers(servers)  # before anything is made
     authority, ca = Authority.open(store), store / "tls" / "ca.pem"
     push_if_asked(authority, push, [authority.add("node", cluster, node.name).account for node in wanted])
-    return [
+    return (
         make_token(
             authority, cluster, node.name, servers=urls, ca=ca if ca.exists() else None,
             minutes=minutes, kind=node.kind, site=node.site,
         )
         for node in wanted
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def shared_token(

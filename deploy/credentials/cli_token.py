@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -105,14 +105,12 @@ def create(
                 "--uses makes one token, for names by --name: no NODE, --file, --count or --open goes with it",
             )
         pattern = check_names(names or HOSTNAME)
-        made = [
-            shared_token(
-                pattern, uses, store, cluster, servers, minutes=minutes, push=push, kind=kind, site=site
-            )
-        ]  # fmt: skip
+        shared = shared_token(
+            pattern, uses, store, cluster, servers, minutes=minutes, push=push, kind=kind, site=site
+        )
         _say(
-            made,
-            [str(decode_claims(made[0].jwt)["name"])],
+            [shared],
+            [str(decode_claims(shared.jwt)["name"])],
             cluster,
             uses=uses,
             minutes=minutes,
@@ -125,6 +123,7 @@ def create(
     ]
     if len(wanted) > 1 and to is None and not as_json:
         raise Usage("usage", f"{len(wanted)} tokens need a place: --to FOLDER (a file each), or --json")
+    made: Iterable[JoinToken]
     if is_open:
         urls = bus_servers(servers)
         made = [
@@ -138,13 +137,15 @@ def create(
 
 
 def _say(
-    made: Sequence[JoinToken], files: Sequence[str], cluster: str, *, uses: int, minutes: float | None,
+    tokens_made: Iterable[JoinToken], files: Sequence[str], cluster: str, *, uses: int, minutes: float | None,
     to: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Write or print the tokens."""
-    if to is not None:
-        for each, name in zip(made, files, strict=True):
-            write_secret(to / f"{name}.token", each.text() + "\n")
+    """Make, write and print them one by one. Raises OSError."""
+    made: list[JoinToken] = []
+    for each in tokens_made:
+        if to is not None:
+            write_secret(to / f"{files[len(made)]}.token", each.text() + "\n")
+        made.append(each)
     if as_json:
         print_json([
             {"node": each.node, "names": each.names, "uses": uses, "cluster": cluster, "minutes": minutes}

@@ -144,31 +144,36 @@ def awaited(function: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., T]
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine. Ctrl-C cancels it, waits for its cleanup and exits 130; so does SIGTERM, with
-    143.
+    143, and SIGHUP, with 129.
     """
     return asyncio.run(_ending(main))
 
 
 async def _ending(main: Coroutine[Any, Any, T]) -> T:
-    loop, task, told = asyncio.get_running_loop(), asyncio.current_task(), False
+    loop, task, told = asyncio.get_running_loop(), asyncio.current_task(), 0
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
-    def end() -> None:
+    def end(number: int) -> None:
         nonlocal told
-        told = True
+        told = number
         if task is not None:
             task.cancel()
 
     with suppress(ValueError, RuntimeError):  # signals come to the main thread alone
-        loop.add_signal_handler(signal.SIGTERM, end)
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                loop.add_signal_handler(number, end, number)
     try:
         return await main
     except asyncio.CancelledError:
         if told:
-            raise SystemExit(128 + signal.SIGTERM) from None
+            raise SystemExit(128 + told) from None
         raise
     finally:
         with suppress(ValueError, RuntimeError):
-            loop.remove_signal_handler(signal.SIGTERM)
+            for number, handler in before.items():
+                if loop.remove_signal_handler(number):
+                    signal.signal(number, handler)
 
 
 def suggesting(

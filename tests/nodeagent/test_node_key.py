@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from base64 import b64encode
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from events.bus.access.creds import write_secret
 from events.errors import Refused
 from events.types import NodeKeyChanged
 from nodeagent.clean import new_identity
+from nodeagent.local_files import write_atomically
 from nodeagent.membership.cache import Cache
 from nodeagent.membership.node_key import KEY_FILE, NEXT_FILE, OLD_FILE, ask_for_another, new_key, own_key
 from tests.nodeagent.logs import DEFINED, folded, joined
@@ -31,6 +35,21 @@ def test_the_private_key_is_for_this_account_alone_and_stays(tmp_path: Path) -> 
         own_key(tmp_path)
     new_identity(tmp_path)
     assert own_key(tmp_path).public != made.public, "a cloned machine gets a key of its own"
+
+
+@pytest.mark.parametrize("write", [write_atomically, write_secret])
+def test_a_full_disk_is_told_of_the_file_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., None]
+) -> None:
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    durable = {"durable": True} if write is write_atomically else {}
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as told:
+        write(tmp_path / KEY_FILE, b"secret", **durable)
+    assert told.value.filename == str(tmp_path / KEY_FILE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_nodes_share_a_secret_that_no_third_one_has(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import base64
 import contextlib
 import os
 import re
-import tempfile
+import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -134,13 +134,14 @@ def render(jwt: str, seed: str) -> str:
 def write_secret(path: Path, text: str | bytes, *, like: os.stat_result | None = None) -> None:
     """Replace ``path`` atomically with a file of mode 0600, so that a reader sees the old or the new one.
 
-    With ``like`` it has that file's mode and, where that is allowed, its owner.
+    With ``like`` it has that file's mode and, where that is allowed, its owner. Raises OSError, which names
+    ``path``; then, and interrupted, nothing half is left.
     """
     data = text.encode() if isinstance(text, str) else text
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # known before a signal can come
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(data)
             if like is not None:
                 with contextlib.suppress(PermissionError):
@@ -148,7 +149,9 @@ def write_secret(path: Path, text: str | bytes, *, like: os.stat_result | None =
                 os.fchmod(file.fileno(), like.st_mode & 0o777)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # of the file that was asked for, not of the one beside it
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
