@@ -1,7 +1,8 @@
 /* Traffic between two pods along several ways, block by block, from one process.
  *
  * "agent_datapath ROUNDS BLOCK_MS LIMIT KINDS WAY=NETNS:ADDRESS,NETNS:ADDRESS …": in each round every way gets one
- * block of every kind (1, 4: TCP streams, bytes that arrived; r: one-byte requests; u: 64-byte packets that arrived).
+ * block of every kind (1, 4: TCP streams, bytes that arrived; r: one-byte requests; u: 64-byte packets that arrived;
+ * w: the same, where the sender waits while WINDOW are under way, as any sender does that cares what arrives).
  * The sender keeps to the first CPU and the receiver to the last, as two hosts would. A block in which other
  * programs took more than LIMIT per cent of the CPUs is repeated, up to REPEATS times. Prints for each block:
  * round, way, kind, figure, CPU time per unit in microseconds (rtt: 0), others' share, repetitions.
@@ -22,13 +23,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { WAYS = 12, STREAMS = 4, REPEATS = 3, BATCH = 32, SMALL = 64, CHUNK = 65536, TRIPS = 4096 };
+enum { WAYS = 12, STREAMS = 4, REPEATS = 3, BATCH = 32, SMALL = 64, CHUNK = 65536, TRIPS = 4096, WINDOW = 256 };
 struct way {
     char name[32];
     int out[STREAMS], in[STREAMS], udp_out, udp_in, ask, answer; /* sockets of the sending and the receiving pod */
@@ -37,6 +39,7 @@ static struct way ways[WAYS];
 static int count;
 static atomic_long bytes, packets;
 static atomic_int over;
+static int arrival; /* an eventfd: packets have arrived */
 
 static void die(const char *what) {
     perror(what);
@@ -134,7 +137,7 @@ static void swallow(struct way *way, int streams) {
                 if (got > 0) atomic_fetch_add(&bytes, got);
             }
 }
-static void take(struct way *way) {
+static void take(struct way *way, int tell) {
     static char room[BATCH][2048];
     struct mmsghdr messages[BATCH];
     struct iovec parts[BATCH];
@@ -146,8 +149,10 @@ static void take(struct way *way) {
     setsockopt(way->udp_in, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     for (;;) {
         int got = recvmmsg(way->udp_in, messages, BATCH, MSG_WAITFORONE, NULL);
-        if (got > 0) atomic_fetch_add(&packets, got);
-        else if (atomic_load(&over)) return;
+        if (got > 0) {
+            atomic_fetch_add(&packets, got);
+            if (tell && eventfd_write(arrival, 1)) die("eventfd_write");
+        } else if (atomic_load(&over)) return;
     }
 }
 static void *receiver(void *unused) {
@@ -155,7 +160,7 @@ static void *receiver(void *unused) {
     for (;;) {
         pthread_barrier_wait(&start);
         if (task.kind < 2) swallow(task.way, task.kind ? STREAMS : 1);
-        else if (task.kind == 3) take(task.way);
+        else if (task.kind > 2) take(task.way, task.kind == 4);
         else {
             char byte;
             struct timeval limit = {.tv_usec = 20000};
@@ -185,6 +190,25 @@ static void fire(struct way *way, double until) {
     for (int i = 0; i < BATCH; i++) messages[i].msg_hdr = (struct msghdr){.msg_iov = &part, .msg_iovlen = 1};
     while (now() < until)
         if (sendmmsg(way->udp_out, messages, BATCH, 0) < 0 && errno != ENOBUFS && errno != EAGAIN) die("sendmmsg");
+}
+/* What has not come LOST_MS after the last one that did will not come. */
+static void fire_and_wait(struct way *way, double until) {
+    enum { LOST_MS = 5 };
+    static char small[SMALL];
+    struct mmsghdr messages[BATCH];
+    struct iovec part = {small, sizeof small};
+    struct pollfd news = {arrival, POLLIN, 0};
+    eventfd_t unused;
+    long sent = 0;
+    for (int i = 0; i < BATCH; i++) messages[i].msg_hdr = (struct msghdr){.msg_iov = &part, .msg_iovlen = 1};
+    while (now() < until) {
+        if (sent - atomic_load(&packets) <= WINDOW - BATCH) {
+            int gone = sendmmsg(way->udp_out, messages, BATCH, 0);
+            if (gone > 0) sent += gone;
+            else if (errno != ENOBUFS && errno != EAGAIN) die("sendmmsg");
+        } else if (poll(&news, 1, LOST_MS) > 0) eventfd_read(arrival, &unused);
+        else sent = atomic_load(&packets);
+    }
 }
 static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -243,7 +267,7 @@ static void find_out(void) {
     close(sock);
 }
 static void block(int round, struct way *way, int kind, double seconds, double limit) {
-    static const char *names[] = {"tcp1", "tcp4", "rtt", "udp"};
+    static const char *names[] = {"tcp1", "tcp4", "rtt", "udp", "window"};
     double figure = 0, cpu_us = 0, others = 0, best = 1e9;
     int tries = 0;
     do {
@@ -257,7 +281,8 @@ static void block(int round, struct way *way, int kind, double seconds, double l
         double began = now(), until = began + seconds, trip = 0;
         if (kind < 2) pour(way, kind ? STREAMS : 1, until);
         else if (kind == 2) trip = question(way, until);
-        else fire(way, until);
+        else if (kind == 3) fire(way, until);
+        else fire_and_wait(way, until);
         long got = kind < 2 ? atomic_load(&bytes) : atomic_load(&packets);
         double took = now() - began;
         struct spent after = spent();
@@ -282,14 +307,15 @@ int main(int argc, char **argv) {
     look_for_cpus();
     keep_to(first);
     find_out();
+    if ((arrival = eventfd(0, EFD_NONBLOCK)) < 0) die("eventfd");
     for (int i = 5; i < argc && count < WAYS; i++) prepare(&ways[count++], argv[i]);
     pthread_t thread;
     pthread_barrier_init(&start, NULL, 2);
     pthread_barrier_init(&end, NULL, 2);
     pthread_create(&thread, NULL, receiver, NULL);
     for (int round = -1; round < rounds; round++) /* round -1 warms up connections, caches and flows */
-        for (int kind = 0; kind < 4; kind++) {
-            if (!strchr(argv[4], "14ru"[kind])) continue;
+        for (int kind = 0; kind < 5; kind++) {
+            if (!strchr(argv[4], "14ruw"[kind])) continue;
             for (int i = 0; i < count; i++) block(round, &ways[round & 1 ? count - 1 - i : i], kind, seconds, limit);
         }
     return 0;

@@ -7,7 +7,10 @@ whole stack``. ``tunnel in WireGuard`` is what it does not make:
 VXLAN, whose outer packets WireGuard carries. By the kernel's module where there is one, else by `wireguard-go`,
 whose own cost then hides part of the differences.
 
-The blocks alternate within one process, as in :mod:`tests.bench.bench_agent_datapath`.
+The blocks alternate within one process, as in :mod:`tests.bench.bench_agent_datapath`. Small packets are not
+sent without limit, as there: `wireguard-go` shares the CPUs with who sends and who receives, so a sender that
+never waits shows which of them the scheduler starves (plain WireGuard against a copy of itself: 0.94 to 1.54).
+Here it waits while 256 packets are under way: what arrives is what the way can carry.
 """
 
 from __future__ import annotations
@@ -26,7 +29,12 @@ EVERYTHING = 101
 PLAIN, OURS, INSIDE = "plain WireGuard", "encrypted", "tunnel in WireGuard"
 WHOLE = "encrypted on the whole stack"
 WAYS = (PLAIN, f"{PLAIN} copy", OURS, WHOLE, INSIDE)
-TARGETS = {"tcp1": 0.9, "tcp4": 0.9, "udp": 0.9, "rtt": 1.1}
+FIGURES = {
+    **{kind: datapath.FIGURES[kind] for kind in ("tcp1", "tcp4")},
+    "window": ("UDP, 64 bytes, at most 256 under way", "packets/s", "higher"),
+    "rtt": datapath.FIGURES["rtt"],
+}
+TARGETS = {"tcp1": 0.9, "tcp4": 0.9, "window": 0.9, "rtt": 1.1}
 UDP_PORT = 51820
 
 
@@ -36,7 +44,7 @@ def run() -> list[dict[str, Any]]:
     blocks = [tuple(block) for block in run_inside(__name__)]
     return [
         datapath._compare(
-            blocks, way, kind, 3, datapath.FIGURES[kind], TARGETS[kind] if way == OURS else None, baseline=PLAIN
+            blocks, way, kind, 3, FIGURES[kind], TARGETS[kind] if way == OURS else None, baseline=PLAIN
         )
         for way in WAYS[1:]
         for kind in TARGETS
@@ -55,7 +63,7 @@ def body() -> list[datapath.Block]:
     source = Path(__file__).with_name("agent_datapath.c")
     subprocess.run(["cc", "-O2", "-pthread", "-o", program, source], check=True)
     datapath.WAYS, datapath.DISTURBED_PERCENT = WAYS, EVERYTHING
-    return datapath._blocks(program, ROUNDS, "14ru")
+    return datapath._blocks(program, ROUNDS, "14rw")
 
 
 def _hosts(place: int, way: str) -> None:
