@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Network
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -68,6 +69,12 @@ def sealed(ports: str, underlay: str) -> Datagrams:
     ip = "ip6" if ":" in underlay else "ip"
     to, by = (f"th {end}port {ports} {ip} {end}addr {underlay} meta l4proto udp" for end in "ds")
     return Datagrams(f"{to} notrack accept", f"{by} notrack", f"{to} accept")
+
+
+def within(cidr: str) -> str:
+    """A comparison with a prefix. Of one of 24 bits, nft would load 3 bytes, which the kernel does slowly."""
+    network = IPv4Network(cidr)
+    return f"& {network.netmask} == {network.network_address}" if network.prefixlen == 24 else cidr
 
 
 def source_ports(vxlan_port: int) -> str:

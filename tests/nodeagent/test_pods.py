@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nodeagent.path_mtu.probe import Path
+from nodeagent.path_mtu.probe import Path, datagram
 from tests.nodeagent.pods import OUTSIDE, Pod, ask, outside, serve
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import Node, Site, site
@@ -86,20 +86,20 @@ def pods_and_the_firewall(fastpath: str) -> None:
         assert "172.16.200.9" not in seen.communicate()[0]
         # VXLAN from an unknown VTEP is dropped: the same packet from a member's address is let in.
         vxlan = bytes.fromhex("0800000000006400") + bytes(60)
-        with counted(a, "from_members", 0):
+        with counted(a, "from_members", 1):
             ask("far", "udp", a.underlay, 8472, datagram=vxlan)
-        with counted(a, "from_members", 0, packets=0):
+        with counted(a, "from_members", 1, packets=0):
             ask("b", "udp", a.underlay, 8472, datagram=vxlan)
         # What the kernel would not take for VXLAN is nobody's there, from a member neither.
         for stranger in ("far", "b"):
-            with counted(a, "arrived", 0):
+            with counted(a, "delivered", 0):
                 ask(stranger, "udp", a.underlay, 8472)
         # Nor may a pod speak as a member to another node, through the tunnel or to any address of the node.
         for target in (a.vtep, a.underlay):
-            with counted(a, "from_members", 0):
+            with counted(a, "from_members", 1):
                 ask(three.name if target == a.vtep else one.name, "udp", target, 8472, datagram=vxlan)
         # ... nor past it: masqueraded, its packet would wear this node's address there.
-        with counted(a, "passing", 0), counted(b, "from_members", 0, packets=0):
+        with counted(a, "passing", 0), counted(b, "from_members", 1, packets=0):
             ask(one.name, "udp", b.underlay, 8472, datagram=vxlan)
         check_what_comes_out_of_the_tunnel(a, b, one, two)
         # A pod that takes another pod's address is heard by nobody.
@@ -140,7 +140,8 @@ def check_what_comes_out_of_the_tunnel(a: Node, b: Node, one: Pod, two: Pod) -> 
     """A member's packets with a sender that cannot be behind it: no pod, the receiver's own, nobody's."""
     mac = {node: str(node.status()["vtep_mac"]) for node in (a, b)}
     for sender, target, chain, rule in (
-        (OUTSIDE, one.address, "received", 0),
+        (OUTSIDE, one.address, "tunnelled", 0),
+        (OUTSIDE, a.vtep, "tunnelled", 0),
         (two.address, one.address, "tunnelled", 0),
         ("172.16.200.9", one.address, "tunnelled", 0),
         (two.address, a.vtep, "tunnelled", 0),
@@ -148,9 +149,14 @@ def check_what_comes_out_of_the_tunnel(a: Node, b: Node, one: Pod, two: Pod) -> 
     ):
         way = Path(vni=100, port=8472, underlay=b.underlay, vtep=sender, mac=mac[b],
                    peer_underlay=a.underlay, peer_vtep=target, peer_mac=mac[a])  # fmt: skip
-        payload = way.packet(40000, 128).hex()
+        payload = way.packet(40000, 128)
         with counted(a, chain, rule):
-            b.run(f"{sys.executable} -c '{SEND}' {b.underlay} {a.underlay} 8472 {payload}")
+            b.run(f"{sys.executable} -c '{SEND}' {b.underlay} {a.underlay} 8472 {payload.hex()}")
+    # In it, a packet that would be a member's in no tunnel.
+    within = datagram(b.underlay, 40000, a.underlay, 8472, payload)
+    with counted(a, "from_members", 0):
+        headers = payload[: len(payload) - 78].hex()
+        b.run(f"{sys.executable} -c '{SEND}' {b.underlay} {a.underlay} 8472 {headers}{within.hex()}")
 
 
 def check_conflist_changes(place: Site, a: Node, one: Pod, three: Pod) -> None:
