@@ -14,17 +14,25 @@ import termios
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 import yaml
 
+import controlplane.cli
+import replay.cli
 from controlplane.cli.main import root
 from events.cli import tables
+from tests import prepared
 from tests.service.up import up
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.bus
 
+MODULES = (
+    *(f"controlplane.cli.{module.name}" for module in iter_modules(controlplane.cli.__path__)),
+    *(f"replay.cli.{module.name}" for module in iter_modules(replay.cli.__path__)),
+)
 PROGRAM = str(Path(sys.executable).parent / "isthmus")
 LONG = "rack-12.a-node-with-a-very-long-name-that-goes-on-and-on.shenzhen.example.com"
 UID = "7d0f6a7e-4a55-4f3c-9d1b-0a1b2c3d4e5f"
@@ -80,16 +88,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         yield environment
 
 
-def piped(environment: dict[str, str], *arguments: str, code: int = 0, **options) -> str:
-    done = subprocess.run(
-        [PROGRAM, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **options,
-    )
+def piped(environment: dict[str, str], *arguments: str, code: int = 0) -> str:
+    done = prepared.typed(arguments, modules=MODULES, env=environment)
     assert done.returncode == code, (done.stdout, done.stderr)
     assert "[internal]" not in done.stderr
     assert "Traceback" not in done.stderr
@@ -270,7 +270,7 @@ def test_status_says_all_in_one_look_and_by_its_exit_code(cluster: dict[str, str
 def test_what_cannot_be_undone_is_refused_where_nobody_can_be_asked(
     cluster: dict[str, str],
 ) -> None:
-    piped(cluster, "node", "fence", "n2", code=2, stdin=subprocess.DEVNULL)
+    piped(cluster, "node", "fence", "n2", code=2)
     assert "n2" in piped(cluster, "node", "list", "-o", "name").split()
     assert "node.fenced" in piped(cluster, "node", "fence", "n2", "--dry-run")
 
