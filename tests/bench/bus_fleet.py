@@ -28,6 +28,8 @@ from events.bus.server.process import EmbeddedServer
 from events.jetstream.live import LiveReader
 
 PLAIN = "bench.plain"
+AGENTS = 1000
+PAUSE_S = 0.25
 
 
 async def main(url: str, cluster: str, count: int, kind: str) -> None:
