@@ -32,6 +32,7 @@ from nodeagent.nat.packets import (
 from nodeagent.nat.pair import MISSED, REST_MAX_S, REST_S, WAIT_S, Pair, Seen, Way
 from nodeagent.nat.relaying import ASKED_PER_S, PERIOD_S, Relaying
 from nodeagent.nat.returning import Asked
+from nodeagent.nat.unheard import Unheard
 from nodeagent.netlink.rows import address_bytes, split_cidr
 
 ALARM_PER_S = 400.0
@@ -71,6 +72,7 @@ class NatBook:
         self.relaying = Relaying(self._pairs)
         self.asked = Asked()
         """By those behind NAT."""
+        self._unheard = Unheard()
         self._free: frozenset[int] = frozenset()  # epochs of silent peers that are not behind NAT
         self._due: list[tuple[float, int, int]] = []  # when, tie-breaker, epoch
         self._keep: list[tuple[float, int, int]] = []
@@ -135,6 +137,7 @@ class NatBook:
         relay forwards to that peer as this node sends.
         """
         self.version += self.relaying.follow(tuple(relays), behind_nat, carries)
+        self._unheard.follow((epoch for epoch, peer in peers.items() if behind_nat(peer)), now)
         for epoch in [epoch for epoch, pair in self._pairs.items() if peers.get(epoch) != pair.peer]:
             peer, pair = peers.get(epoch), self._pairs[epoch]
             self.version += 1
@@ -247,11 +250,11 @@ class NatBook:
         heapq.heappush(self._due, (due, self._tie, pair.peer.epoch))
 
     def _period_s(self, pair: Pair) -> float:
+        relays = self.relaying.relays
+        if pair.peer in relays and self.behind:
+            return self.relaying.period_s  # one that sees no NAT between them, too: it says whom it hears
         if not self._translated(pair):
             return PLAIN_S if self.behind else WITNESS_S
-        relays = self.relaying.relays
-        if pair.peer in relays:
-            return self.relaying.period_s
         asked_per_s = min(ASKED_PER_S / 2, len(relays) / PERIOD_S)
         return max(PERIOD_S, len(self._pairs) / (ASKED_PER_S - asked_per_s))
 
@@ -382,11 +385,13 @@ class NatBook:
         pair.floor = message.number
         if self.relaying.behind_nat(pair.peer):
             self.asked.again(now, self.relaying.gap_s)
+            self._unheard.heard(pair.peer.epoch, now)
         lasts_ms = int(min(self.asked.lasts_s(now) * 1000, LASTS_MAX_MS))
         answer = self._say(ANSWER, pair.peer, message.number)._replace(seen=source, lasts_ms=lasts_ms)
         if pair.seen == source:
             pair.offered = None
-            return answer._replace(known=True)
+            unheard, more = self._unheard.say(message.number, self.relaying.gap_s, now)
+            return answer._replace(known=True, challenge=unheard, more=more)
         pair.offered, pair.offered_at, pair.number = source, now, message.number
         pair.challenge = self._entropy(CHALLENGE_BYTES)
         return answer._replace(challenge=pair.challenge)
@@ -410,6 +415,8 @@ class NatBook:
             self.version += 1  # whom it relays to is reached again, also if it says what it said before
         pair.waiting, pair.missed, pair.rest_s = False, 0, REST_S
         pair.back.told(message.lasts_ms / 1000, pair.asked_at, now)
+        if message.known:
+            self.relaying.told(pair.peer, message, now)
         self.version += self.relaying.look(now)  # before anybody asks who relays
         if message.known:
             self._settled(pair, message.seen, now)

@@ -7,7 +7,8 @@ has it. Each message is sealed with a key that only these two nodes have, for th
 ==========  ====================================================================================================
 HELLO       from a node that wants to know how it is seen; ``number`` is larger than any before
 ANSWER      to where the HELLO came from, with that ``address`` and ``port``; either this is ``KNOWN``, or
-            there is a ``challenge``. It says for how long the sender has been asked without a break
+            there is a ``challenge``. It says for how long the sender has been asked without a break, and,
+            in place of a challenge, which peers behind NAT have not asked (``MORE``: they are too many)
 CONFIRM     the challenge, sent back from the same address and port: only this moves a row
 DONE        it has moved
 ==========  ====================================================================================================
@@ -28,7 +29,7 @@ MARK = b"isthmus-nat"
 uses."""
 ETHERTYPE = 0x88B5
 HELLO, ANSWER, CONFIRM, DONE = 1, 2, 3, 4
-KNOWN = 1
+KNOWN, MORE = 1, 2
 CHALLENGE_BYTES, SEAL_BYTES = 16, 16
 NUMBER_MAX = 2**62
 """A larger one is no message's: what was used is kept in a file, and must be read again."""
@@ -70,6 +71,7 @@ class Message(NamedTuple):
     challenge: bytes = NOTHING
     lasts_ms: int = 0
     """For how long the sender has been asked without a break; of a day and more, a day."""
+    more: bool = False
 
 
 def pair_key(secret: bytes, one: Peer, other: Peer) -> bytes:
@@ -85,7 +87,7 @@ def seal(message: Message, key: bytes) -> bytes:
     """The content of the datagram, behind its VXLAN header."""
     body = _BODY.pack(
         MARK, message.kind, ETHERTYPE, message.sender, message.receiver, message.network, message.length,
-        KNOWN if message.known else 0, message.seen.port, message.number, message.seen.address,
+        KNOWN * message.known | MORE * message.more, message.seen.port, message.number, message.seen.address,
         message.challenge, min(message.lasts_ms, LASTS_MAX_MS),
     )  # fmt: skip
     return body + hmac.digest(key, body, hashlib.sha256)[:SEAL_BYTES]
@@ -98,11 +100,12 @@ def read(content: bytes) -> Message | None:
         return None
     mark, kind, ethertype, sender, receiver, network, length, *rest = _BODY.unpack_from(content)
     flags, port, number, address, challenge, lasts_ms = rest
-    known = mark == MARK and ethertype == ETHERTYPE and HELLO <= kind <= DONE
-    if not known or length > 32 or flags > KNOWN or number > NUMBER_MAX or lasts_ms > LASTS_MAX_MS:
+    ours = mark == MARK and ethertype == ETHERTYPE and HELLO <= kind <= DONE
+    if not ours or length > 32 or flags > KNOWN | MORE or number > NUMBER_MAX or lasts_ms > LASTS_MAX_MS:
         return None
     seen = Endpoint(address, port)
-    return Message(kind, sender, receiver, network, length, number, seen, bool(flags), challenge, lasts_ms)
+    known, more = bool(flags & KNOWN), bool(flags & MORE)
+    return Message(kind, sender, receiver, network, length, number, seen, known, challenge, lasts_ms, more)
 
 
 def is_sealed(content: bytes, key: bytes) -> bool:

@@ -7,8 +7,10 @@ from math import inf
 
 from events.protocol.ways import preferred_relay
 from nodeagent.membership.peers import Peer
+from nodeagent.nat.packets import Message
 from nodeagent.nat.pair import MISSED, WAIT_S, Pair
 from nodeagent.nat.returning import returning
+from nodeagent.nat.unheard import Missing
 
 ASKED_PER_S = 2.0
 """Questions a second: with answers and confirmed keepalives of 1,000 peers, under 20 kbit/s."""
@@ -24,6 +26,7 @@ class Relaying:
     def __init__(self, pairs: Mapping[int, Pair]) -> None:
         self._pairs = pairs
         self.relays: tuple[Peer, ...] = ()
+        self.missing = Missing()
         self._free: frozenset[int] = frozenset()  # epochs of silent peers that are not behind NAT
         self._returning: dict[int, float] = {}  # epochs of gateways that are not to relay yet → until when
         self.behind_nat: Callable[[Peer], bool | None] = lambda _: None
@@ -64,7 +67,13 @@ class Relaying:
         found = returning(answering, now)
         changed = found.keys() != self._returning.keys()
         self._returning = found
-        return changed
+        return self.missing.look(now) or changed
+
+    def told(self, peer: Peer, answer: Message, now: float) -> None:
+        """A gateway's answer says which peers behind NAT it does not hear. O(pairs) where it names any."""
+        if peer in self.relays:
+            hidden = (epoch for epoch, pair in self._pairs.items() if self.behind_nat(pair.peer))
+            self.missing.told(peer.epoch, answer.number, answer.challenge, hidden, now, more=answer.more)
 
     def silent(self, peer: Peer) -> None:
         """The peer does not answer any more: what follows rests on whether it is behind NAT."""
@@ -89,6 +98,8 @@ class Relaying:
         others = [relay for relay in self.relays if relay != peer]
         able = [relay for relay in others if self._carries(relay, peer)] or ([] if peer.sealed else others)
         answering = {relay.epoch: relay for relay in able if self.answers(relay)}
+        hearing = self.missing.hearing(answering, peer.epoch)
+        answering = {epoch: relay for epoch, relay in answering.items() if epoch in hearing}
         ready = {epoch: relay for epoch, relay in answering.items() if epoch not in self._returning}
         usable = ready or answering or self._heard_last(able)
         chosen = preferred_relay(own.epoch, peer.epoch, usable)

@@ -72,6 +72,8 @@ class World:
         self.behind_nat: Callable[[Peer], bool | None] = lambda _: None
         self.cut: set[str] = set()
         """Nodes from and to which nothing passes."""
+        self.apart: set[str] = set()
+        """Two nodes between which nothing passes."""
         self.bytes: dict[str, int] = {}
         self._at: dict[Endpoint, Peer] = {}
         self.wire: list[tuple[Endpoint, Endpoint, bytes]] = []
@@ -120,7 +122,8 @@ class World:
         if receiver is None:
             receiver = self.behind(source, end)
         self.wire.append((source, end, content))
-        if receiver is not None and content and not {own.node, receiver.node} & self.cut:
+        ends = {own.node, receiver.node} if receiver is not None else set()
+        if receiver is not None and content and not ends & self.cut and ends != self.apart:
             self.arrive(receiver, source, content)
 
     def near(self, router: Router | None, end: Endpoint) -> Peer | None:

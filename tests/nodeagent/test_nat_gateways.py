@@ -85,6 +85,35 @@ def test_whoever_starts_again_goes_by_the_gateway_that_the_other_end_goes_by() -
     assert world.place(b, d) == world.place(d, b) == f"by {first.node}"
 
 
+def test_both_ends_go_by_the_gateway_that_both_reach() -> None:
+    """The one that they prefer is out of the reach of one of them alone, and later in it again."""
+    for end in (0, 1):
+        world, b, d, first, second = two_gateways()
+        world.apart = {(b, d)[end].node, first.node}
+        assert 0 < apart_s(world, b, d, 30) < 12
+        assert world.place(b, d) == world.place(d, b) == f"by {second.node}"
+        assert apart_s(world, b, d, 30) == 0
+        world.apart = set()
+        assert apart_s(world, b, d, 30) < 3
+        assert world.place(b, d) == world.place(d, b) == f"by {first.node}"
+
+
+def test_nobody_goes_elsewhere_while_a_peers_agent_is_away() -> None:
+    """All gateways miss it, one a moment before the other: its kernel goes on by the one that it had."""
+    world, b, d, first, _ = two_gateways()
+    hidden = [peer(number, f"192.168.{number}.2") for number in range(10, 14)]
+    for number, one in enumerate(hidden):
+        world.add(one, Router(f"198.51.100.{number + 10}"))
+    world.forget_places()
+    world.run(30)
+    for others in ([], hidden[1:], hidden):  # as many as an answer has room for, and more
+        for cut in ({one.node for one in (d, *others)}, set()):
+            world.cut, end = cut, world.now + 20.3
+            while world.now < end:
+                world.step()
+                assert world.place(b, d) == f"by {first.node}", cut
+
+
 def test_gateways_that_all_came_back_relay_at_once_and_so_does_the_only_one() -> None:
     world, b, d, first, second = two_gateways()
     world.cut = {first.node, second.node}
