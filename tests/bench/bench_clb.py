@@ -12,8 +12,10 @@ machine on the way costs its share; that figure is reported without a target.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import socket
 import statistics
 import subprocess
 import sys
@@ -102,18 +104,22 @@ def _machines() -> None:
             ip link set v-{name} master wire up
             ip -n {name} addr add {address}/24 dev eth0; ip -n {name} link set eth0 up
         """)
-    program = (
-        "import asyncio, socket\n"
-        "from nodeagent import firewall\n"
-        "from nodeagent.gateway import link, rules\n"
-        f"targets = lambda port: tuple((a, port) for a in {BACKENDS!r})\n"
-        f"one = rules.Listener({HELD!r}, 'tcp', {PORT}, 'source', targets({PORT}))\n"
-        f"two = rules.Listener({HELD!r}, 'tcp', {RATE_PORT}, 'none', targets({RATE_PORT}))\n"
-        f"asyncio.run(firewall.nft(rules.render([{HELD!r}], [one, two], 8472)))\n"
-        f"link.add({HELD!r}, socket.if_nametoindex('eth0'), 'eth0')\n"
-    )
     _sh("ip netns exec g sysctl -qw net.ipv4.ip_forward=1")
-    subprocess.run(["ip", "netns", "exec", "g", sys.executable, "-c", program], check=True)
+    code = f"import {__name__} as b; b.be_the_gateway()"
+    subprocess.run(["ip", "netns", "exec", "g", sys.executable, "-c", code], check=True)
+
+
+def be_the_gateway() -> None:
+    """Runs in the gateway's namespace: the agent's own rules, and the address that it holds."""
+    from nodeagent.firewall import ruleset
+    from nodeagent.gateway import link, rules
+
+    listeners = [
+        rules.Listener(HELD, "tcp", port, stick, tuple((address, port) for address in BACKENDS))
+        for port, stick in ((PORT, "source"), (RATE_PORT, "none"))
+    ]
+    asyncio.run(ruleset.nft(rules.render([HELD], listeners, 8472)))
+    link.add(HELD, socket.if_nametoindex("eth0"), "eth0")
 
 
 @contextlib.contextmanager
