@@ -54,6 +54,8 @@ class Entries:
             return
         widest, port = min(spec.mtu, underlay.mtu - layout.OVERHEAD), spec.port
         mtus, exits = self._found.mtus, self._found.exits
+        special = mtus.keys() | exits.keys()
+        plain: list[Peer] = []
         for peer in peers:
             if peer.sealed:
                 sealed = self._sealed(peer, widest)
@@ -62,11 +64,15 @@ class Entries:
                 continue
             if ":" in peer.underlay:
                 continue
-            mtu = min(widest, mtus[peer]) if peer in mtus else widest
+            if not special or peer not in special:  # to hash a peer takes as long as to make its entry
+                plain.append(peer)
+                continue
+            mtu = min(widest, mtus.get(peer, widest))
             way = exits.get(peer)
             side = self._side(peer, way, port) if way is not None else None
             if way is None or side is not None:
                 yield layout.peer_entry(peer, mtu, port, side)
+        yield from layout.plain_entries(plain, widest, port).items()
 
     def _sealed(self, peer: Peer, widest: int) -> tuple[bytes, bytes] | None:
         """Of a peer to which nothing goes in the clear; None while there is no way into WireGuard."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 from events.errors import Refused
 
@@ -236,11 +238,12 @@ def dump(map_fd: int, key_size: int, value_size: int, limit: int) -> dict[bytes,
     if result < 0 and ctypes.get_errno() != errno.ENOENT:  # ENOENT: this was the last of them
         _check(result, "map dump")
     found = count.value
-    some_keys, some_values = keys.raw[: found * key_size], values.raw[: found * value_size]
-    return {
-        some_keys[i * key_size : (i + 1) * key_size]: some_values[i * value_size : (i + 1) * value_size]
-        for i in range(found)
-    }
+    return dict(zip(_split(keys, key_size, found), _split(values, value_size, found), strict=True))
+
+
+def _split(buffer: ctypes.Array[ctypes.c_char], size: int, count: int) -> Iterator[bytes]:
+    """The first ``count`` fields of a buffer."""
+    return chain.from_iterable(struct.iter_unpack(f"{size}s", ctypes.string_at(buffer, size * count)))
 
 
 def cpus() -> int:
