@@ -129,6 +129,7 @@ def _status(node: ExaminedNode) -> local_files.LocalStatus | None:
 
 def _sysctls(node: ExaminedNode, _: View | None) -> Iterator[Finding]:
     yield from findings.forwarding(node.device)
+    yield from findings.connections()
     strict = [
         name
         for name in ("all", node.device)

@@ -79,6 +79,12 @@ def forwarding(device: str) -> Iterator[Finding]:
         yield Finding("forwarding", "ok", "net.ipv4.ip_forward is 1")
 
 
+def connections() -> Iterator[Finding]:
+    """Whether the kernel's table of tracked connections has room for new ones, in this network namespace."""
+    if text := settings.full_of_connections():
+        yield Finding("connections", "problem", *text.split(". On the host: "))
+
+
 def segmentation(device: str) -> Iterator[Finding]:
     """Whether the underlay device cuts large packets of a tunnel itself; else this node's CPU does."""
     try:

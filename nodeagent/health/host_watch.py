@@ -68,16 +68,17 @@ class HostWatch:
         while True:
             host = self._host()
             before = (self.failing, self.repairs)
-            found = ("", "", True)
+            found = ("", "", True, "")
             if host is not None:
                 try:
                     found = await asyncio.to_thread(self._look, host)
                 except OSError as error:
                     log.debug("the host's settings cannot be read: %s", error)
-            forwarding, order, kept = found
+            forwarding, order, kept, connections = found
             contested = "" if host is None or kept else self._write_again(host.cni_dir)
             self._conditions.set("forwarding", forwarding)
             self._conditions.set("cni order", order)
+            self._conditions.set("connections", connections)
             self._conditions.set("cni contested", contested)
             self.failing = bool(forwarding or order or contested)
             if (self.failing, self.repairs) != before:
@@ -95,16 +96,18 @@ class HostWatch:
             "no new pod starts on this network meanwhile"
         )
 
-    def _look(self, host: Host) -> tuple[str, str, bool]:
-        """In a worker thread: what to say of forwarding, of the CNI folder, and whether our file is kept.
+    def _look(self, host: Host) -> tuple[str, str, bool, str]:
+        """In a worker thread: what to say of forwarding, of the CNI folder, whether our file is kept, and
+        what to say of the table of connections.
 
         Raises OSError.
         """
-        forwarding = self._forwarding(host)
+        forwarding, connections = self._forwarding(host), settings.full_of_connections()
         try:
-            return forwarding, diagnosis.cni_before(host.cni_dir, cni.FILE_NAME), self._cni_kept()
+            order, kept = diagnosis.cni_before(host.cni_dir, cni.FILE_NAME), self._cni_kept()
         except FileNotFoundError:
-            return forwarding, "", False
+            return forwarding, "", False, connections
+        return forwarding, order, kept, connections
 
     def _forwarding(self, host: Host) -> str:
         found = settings.forwarding()

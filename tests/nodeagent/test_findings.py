@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from nodeagent import status_text
-from nodeagent.health import diagnosis, findings
+from nodeagent.health import diagnosis, findings, settings
 from nodeagent.local_files import LocalStatus, boot_id, now_of, running_s
 from nodeagent.pods import chain, cni
 from tests.nodeagent.sandbox import inside, sh
@@ -131,6 +131,20 @@ def test_forwarding_and_chains_are_looked_at_as_the_kernel_has_them() -> None:
         sh(found[0].fix.replace("iptables ", f"{iptables} "))  # the cure works as it is printed
         assert "172.16.0.0/16" in sh(f"{iptables}-save")
         sh(f"{iptables} -P FORWARD ACCEPT")
+
+
+@inside
+def test_a_full_table_of_connections_is_named_with_its_cure() -> None:
+    """What is full is moved, not the table: its size is one for all namespaces of the machine."""
+    sh("nft 'table ip t { chain c { type filter hook output priority 0; ct state new; }; }'")
+    sh("ip link set lo up && ping -c 1 127.0.0.1")
+    assert not list(findings.connections())
+    most = int(sh(f"sysctl -n {settings.CONNECTIONS_MAX}"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "CONNECTIONS_SHARE", 1 / most)
+        (found,) = findings.connections()
+    assert (found.level, found.text[:27]) == ("problem", "the kernel tracks 1 connect")
+    assert found.fix == f"sysctl -w {settings.CONNECTIONS_MAX}={2 * most}, and keep it in /etc/sysctl.d"
 
 
 @inside
