@@ -20,6 +20,8 @@ COSTS_S = {"slow": 25.0, "netns": 8.0, "bus": 0.5}
 """What a test takes by the first of these marks that it has, roughly; one without takes next to nothing."""
 
 LONG_S = {
+    "churn/test_replay.py": 80, "commands/test_every_command.py": 70, "controlplane/test_long_history.py": 15,
+    "join/test_join.py": 70, "kubernetes/test_all_in_one.py": 35, "replay/test_on_the_bus.py": 45,
     "events/test_deployments.py": 30, "events/test_live.py": 20, "nodeagent/test_fastpath_events.py": 50,
     "nodeagent/test_messages.py": 20, "nodeagent/test_takeover.py": 80, "nodeagent/test_wireguard.py": 65,
     "nodeagent/test_wireguard_identity.py": 35, "nodeagent/test_wireguard_keys.py": 50,
