@@ -24,9 +24,10 @@ from events.status import SILENT_INTERVALS
 from nodeagent import local_files, privileges, system
 from nodeagent.config import DEFAULT_DEVICE
 from nodeagent.dataplane import host_settings, preflight
-from nodeagent.dataplane.underlay import overlay_mtu, resolve
+from nodeagent.dataplane.underlay import Underlay, overlay_mtu, resolve
 from nodeagent.fastpath import programs
 from nodeagent.fastpath.start import SWITCHED_OFF
+from nodeagent.gateway.link import ArpSocket
 from nodeagent.health import encryption, findings
 from nodeagent.health.findings import Finding, Level
 from nodeagent.membership.cache import Cache
@@ -188,6 +189,7 @@ def _underlay(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
         "ok",
         f"{underlay.address} on {underlay.device}, MTU {underlay.mtu} (inside {overlay_mtu(underlay)})",
     )
+    yield from _twin(underlay)
     yield from findings.segmentation(underlay.device)
     if view is not None:
         members = (peer.underlay for peer in view.peers)
@@ -211,6 +213,29 @@ def _underlay(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
                     f"the underlay address {underlay.address} lies in the container network {cidr}",
                     "give the node an address outside it",
                 )
+
+
+def _twin(underlay: Underlay) -> Iterator[Finding]:
+    """Whether another machine on the link has the node's address, as a copy of it has (ARP probe, RFC 5227)."""
+    try:
+        arp = ArpSocket(underlay.device)
+    except OSError:
+        return  # no Ethernet device, or no CAP_NET_RAW
+    try:
+        other = arp.taken(underlay.address)
+    except OSError:
+        return  # the device went down
+    finally:
+        arp.close()
+    if other:
+        yield Finding(
+            "underlay",
+            "problem",
+            f"{underlay.address} is also the address of another machine on {underlay.device}, MAC {other}: "
+            "packets of both get lost by turns",
+            "give one of them another address; if it is a copy of this machine, stop the agent there, then: "
+            "isthmus agent new-identity --yes",
+        )
 
 
 def _underlay_of(node: ExaminedNode, view: View | None) -> str:

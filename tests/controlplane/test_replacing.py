@@ -104,6 +104,25 @@ def test_of_two_agents_with_one_identity_one_counts(world: World) -> None:
     assert not says("copy", 5, "192.0.2.99", "b2")
 
 
+def test_two_agents_with_one_address_that_report_in_turn_are_noticed(world: World) -> None:
+    """Copies of a running machine have its boot id, too. A late report of a process that ended is none."""
+    member, moment = world.state.nodes["n0"], [1000.0]
+    door = ReportIntake(Liveness(), lambda: world.state, clock=lambda: moment[0])
+
+    def say(*instances: str) -> None:
+        for instance in instances:
+            moment[0] += 1
+            said = AgentStatus(node="n0", uid="uid-0", applied=1, sent_at=NOW, interval_s=5, boot="b1")
+            door.take(msgspec.structs.replace(said, instance=instance, underlay=member.underlay))
+
+    say("a", "a", "b", "a", "b", "b", "c", "d")
+    assert not door.conditions()
+    say("c", "d", "c")
+    (condition,) = door.conditions()
+    assert condition.code == "identity_twice"
+    assert "speak in turn" in condition.message
+
+
 def test_the_refused_clone_is_recorded_once(world: World) -> None:
     written = len(world.log)
     for _ in range(3):

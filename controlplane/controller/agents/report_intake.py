@@ -7,6 +7,7 @@ counts for nobody, and says so as a condition.
 
 Of two agents with one identity one counts: the one that was there, at the address that the log has. Another
 process is its successor when it is on the same machine at the same address, or when the one before is silent.
+Two that succeed each other in turn both live, as copies of a running machine with one address do.
 
 A report may overtake the fold: a joining is reported before this controller has read it, an event is applied
 before its append is acknowledged here. Such reports wait for the log, one for each node.
@@ -57,6 +58,8 @@ KEPT_S = 600.0
 NOTES_MAX = 1000
 """Nodes about which something is noted; the oldest give way."""
 SHOWN = 5
+TURNS = 3
+"""How often two processes take over from each other before both are said to live; a late report does twice."""
 
 
 class _Waiting(NamedTuple):
@@ -70,6 +73,9 @@ class _Process(NamedTuple):
 
     status: AgentStatus
     at_s: float
+    before: str = ""
+    """Instance of the one that it took over from."""
+    turns: int = 0
 
     def lives(self, now: float) -> bool:
         """Whether it may still speak."""
@@ -134,6 +140,7 @@ class ReportIntake:
     def _speaks(self, status: AgentStatus, place: str, at_s: float) -> bool:
         """Whether this process's word counts for the member, whom the log has at ``place``."""
         uid, process = status.uid, self._processes.get(status.uid)
+        before, turns = (process.before, process.turns) if process is not None else ("", 0)
         if process is not None and process.status.instance != status.instance:
             known = process.status
             successor = (known.underlay, known.boot) == (status.underlay, status.boot) or not process.lives(
@@ -144,11 +151,15 @@ class ReportIntake:
                 if uid in self._others or len(self._others) < WAITING_MAX:
                     self._others[uid] = status
                 return False
+            turns = turns + 1 if status.instance == before else 0
+            before = known.instance
+            if turns >= TURNS:
+                self._note("identity_twice", status.node, f"{_where(known)} and {_where(status)} speak in turn")
         elif (other := self._others.pop(uid, None)) is not None:  # both live: this one has spoken again
             self._note("identity_twice", status.node, f"{_where(status)} counts; {_where(other)} does not")
         if uid not in self._processes and len(self._processes) >= PROCESSES_MAX:
             self._processes.clear()
-        self._processes[uid] = _Process(status, at_s)
+        self._processes[uid] = _Process(status, at_s, before, turns)
         return True
 
     async def watch(self, client: Client, cluster: str) -> None:
