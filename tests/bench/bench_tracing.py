@@ -102,10 +102,6 @@ class Rig:
     async def add(self, stack: AsyncExitStack, kind: str, directory: Path) -> None:
         """Open the observability of a kind until the stack is left."""
         one = await stack.enter_async_context(Observability.open(CLUSTER, kind, directory, environ=KINDS[kind]))
-        sampling = one.telemetry.sampling
-        for bucket in (sampling.root, sampling.continued) if sampling is not None else ():
-            if bucket is not None:
-                bucket._clock, bucket._filled_at = time.process_time, time.process_time()
         here = self.controller
         live = LiveNumbers(
             here.replica, here.projector, here.liveness, one.spans, one.history, one.convergence,
@@ -124,6 +120,10 @@ class Rig:
         """Some joins under that kind of telemetry."""
         observability, self._told = self._kinds[kind]
         self._switch.to = observability.observer
+        sampling = observability.telemetry.sampling
+        for bucket in (sampling.root, sampling.continued) if sampling is not None else ():
+            if bucket is not None:  # nothing is saved up while the other kind is told
+                bucket._clock, bucket._filled_at = time.process_time, time.process_time()
         before = time.process_time()
         load = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.bench.service_load", self.server.url, CLUSTER,
