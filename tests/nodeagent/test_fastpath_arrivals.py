@@ -210,6 +210,12 @@ encrypted = st.fixed_dictionaries(
 )  # fmt: skip
 
 
+def dropped(network: Network) -> int:
+    """How many packets out of the tunnel host 1 has dropped for where their source's route leads."""
+    chain = network.run("h1", "nft list chain inet isthmus tunnelled")
+    return int(chain.partition("counter packets ")[2].split()[0])
+
+
 @inside
 def test_whatever_is_encrypted_has_the_same_fate_and_nothing_else_passes() -> None:
     """Host 3 is reached by WireGuard alone; packets come out of it, and in the clear as if from there."""
@@ -247,6 +253,14 @@ def test_whatever_is_encrypted_has_the_same_fate_and_nothing_else_passes() -> No
             after = pair[1].counters(number)
             for name in ("fast_in", "fast_out"):
                 assert after[name] > first[name], after
+        # Out of the tunnel nobody speaks to WireGuard's port who has no route there.
+        inner = ipv4(OUTSIDE, "10.0.0.1", udp(OUTSIDE, "10.0.0.1", (1000, 51820), b"?"))
+        payload = vxlan(inner, source_mac=host.mac(2), target_mac=host.mac(1))
+        outer = udp("10.0.0.2", "10.0.0.1", (40000, host.PORT), payload, sealed=False)
+        for network in pair:
+            there = dropped(network)
+            network.from_underlay(3, 1, ipv4("10.0.0.2", "10.0.0.1", outer))
+            assert dropped(network) == there + 1
         for network in pair:  # the device goes, and nothing goes out in its place
             network.run("h1", f"ip link set {WIREGUARD} down")
         for _ in range(3):
