@@ -203,10 +203,12 @@ class NatBook:
         """Everybody whose packets do not take the tunnel's own device, or are relayed. O(pairs)."""
         found: dict[Peer, Way] = {}
         for pair in self._pairs.values():
-            relay = self.relaying.of(self._own, pair, behind=self.behind) if self._own is not None else None
+            translated, relay = self._translated(pair), None
+            if self._own is not None:
+                relay = self.relaying.of(self._own, pair, behind=self.behind, translated=translated)
             if relay is not None:
                 found[pair.peer] = Way(None, relay)
-            elif self._translated(pair) and not pair.relay:
+            elif translated and not pair.relay:
                 found[pair.peer] = Way(pair.seen or self._announced(pair.peer), None, pair.seen_as)
         return found
 

@@ -85,15 +85,19 @@ class Relaying:
         pair = self._pairs.get(peer.epoch)
         return pair is not None and pair.seen_as is not None and pair.missed < MISSED
 
-    def of(self, own: Peer, pair: Pair, *, behind: bool) -> Peer | None:
-        """Who forwards to a peer that does not answer, while this node is ``behind`` NAT."""
-        peer = pair.peer
-        if pair.seen is not None:
+    def of(self, own: Peer, pair: Pair, *, behind: bool, translated: bool) -> Peer | None:
+        """Who forwards to a peer that does not answer, while this node is ``behind`` NAT.
+
+        Also to one that does through NAT (``translated``), once it encrypts and the log has it behind NAT, too:
+        of WireGuard's port nobody knows what a router makes of it, so the two have no session.
+        """
+        peer, waiting = pair.peer, pair.missed < MISSED
+        no_session = translated and peer.encrypts and self.behind_nat(peer) is True
+        if pair.seen is not None and not no_session:
             return None
-        waiting = pair.missed < MISSED
         if pair.relay and waiting and pair.seen_as is None:
             return next((relay for relay in self.relays if relay.epoch == pair.relay), None)
-        if waiting or not behind or self.behind_nat(peer) is False:
+        if not behind or self.behind_nat(peer) is False or (waiting and not no_session):
             return None
         others = [relay for relay in self.relays if relay != peer]
         able = [relay for relay in others if self._carries(relay, peer)] or ([] if peer.sealed else others)

@@ -22,6 +22,31 @@ def test_nodes_behind_different_routers_are_relayed_by_the_same_gateway() -> Non
     assert world.place(b, d) == "tunnel"
 
 
+def test_who_is_reached_through_a_forwarded_port_is_relayed_once_packets_are_encrypted() -> None:
+    """Its router forwards VXLAN's port to it, and of WireGuard's nobody knows what routers make."""
+    world, (a, b, _), _ = branch()
+    forwarded = peer(4, "198.51.100.2")
+    world.add(forwarded)
+    world.relays = [a]
+    world.behind_nat = lambda one: one in (b, forwarded)
+    world.run(15)
+    assert world.place(b, forwarded) == "198.51.100.2:8472"
+    assert world.place(forwarded, b).startswith("198.51.100.1:")
+    encrypting = msgspec.structs.replace(forwarded, key="key", port=51820, stage="accepting")
+    world.peers[world.peers.index(forwarded)] = encrypting
+    world.behind_nat = lambda one: one in (b, encrypting)
+    world.run(2)
+    assert world.place(b, encrypting) == "by n1"
+    other = world.books[forwarded.node]
+    pair = msgspec.structs.replace(other._pairs[b.epoch], peer=msgspec.structs.replace(b, stage="accepting"))
+    other.follow({one.epoch: one for one in (a, b)}, (a, b), world.now, relays=[a], behind_nat=lambda _: True)
+    assert other.relaying.of(encrypting, pair, behind=True, translated=True) == a, "and the other way round"
+    world.peers[world.peers.index(encrypting)] = forwarded
+    world.behind_nat = lambda one: one in (b, forwarded)
+    world.run(2)
+    assert world.place(b, forwarded) == "198.51.100.2:8472", "in the clear it is reached as before"
+
+
 def two_gateways() -> tuple[World, Peer, Peer, Peer, Peer]:
     """B and D behind different routers, the gateway that relays between them, and the other one."""
     world, (a, b, _), _ = branch()
