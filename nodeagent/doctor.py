@@ -216,7 +216,11 @@ def _underlay(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
 
 
 def _twin(underlay: Underlay) -> Iterator[Finding]:
-    """Whether another machine on the link has the node's address, as a copy of it has (ARP probe, RFC 5227)."""
+    """Whether another machine on the link has the node's address, as a copy of it has (ARP probe, RFC 5227).
+
+    This machine's own other devices answer, too (arp_ignore 0), and so may a router for all (proxy ARP): it is
+    a warning, and keeps nobody from joining.
+    """
     try:
         arp = ArpSocket(underlay.device)
     except OSError:
@@ -227,12 +231,12 @@ def _twin(underlay: Underlay) -> Iterator[Finding]:
         return  # the device went down
     finally:
         arp.close()
-    if other:
+    if other and other not in {link.mac for link in links.links()}:
         yield Finding(
             "underlay",
-            "problem",
+            "warning",
             f"{underlay.address} is also the address of another machine on {underlay.device}, MAC {other}: "
-            "packets of both get lost by turns",
+            "packets of both get lost by turns, unless that is a router that answers for all",
             "give one of them another address; if it is a copy of this machine, stop the agent there, then: "
             "isthmus agent new-identity --yes",
         )

@@ -81,20 +81,22 @@ def test_a_signal_leaves_the_credentials_of_the_token_nowhere() -> None:
     sh("ip link set eth0 up && ip link set far up")
     account, user = generate("account"), generate("user")
     jwt = encode(account, user.public, "idc-1", {"type": "user"}, issued=int(time.time()))
-    with socket.create_server(("127.0.0.1", 0)) as bus, tempfile.TemporaryDirectory() as name:
-        bus.settimeout(60)
-        server = f"nats://127.0.0.1:{bus.getsockname()[1]}"
-        token = JoinToken(cluster=CLUSTER, node="idc-1", servers=(server,), jwt=jwt, seed=user.seed).text()
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         places = ["--folder", str(folder / "etc"), "--state-dir", str(folder / "state"), "--underlay", "eth0"]
         for number in (signal.SIGINT, signal.SIGTERM):
-            with subprocess.Popen([ISTHMUS, "join", token, *places, "--foreground"], stderr=PIPE) as process:
-                with bus.accept()[0]:
-                    assert (folder / "etc" / "join.creds").exists()
-                    process.send_signal(number)
-                    process.wait(60)
-                assert process.stderr is not None
-                said = process.stderr.read().decode()
+            with socket.create_server(("127.0.0.1", 0)) as bus:  # each its own: one that waits connects again
+                bus.settimeout(60)
+                server = f"nats://127.0.0.1:{bus.getsockname()[1]}"
+                token = JoinToken(cluster=CLUSTER, node="idc-1", servers=(server,), jwt=jwt, seed=user.seed)
+                line = [ISTHMUS, "join", token.text(), *places, "--foreground"]
+                with subprocess.Popen(line, stderr=PIPE) as process:
+                    with bus.accept()[0]:
+                        assert (folder / "etc" / "join.creds").exists()
+                        process.send_signal(number)
+                        process.wait(60)
+                    assert process.stderr is not None
+                    said = process.stderr.read().decode()
             assert process.returncode == 128 + number, said
             assert "Traceback" not in said
             whole(folder, "idc-1")
