@@ -7,6 +7,7 @@ pretending. The judgements are pure functions elsewhere (:mod:`nodeagent.datapla
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 import time
 from collections.abc import Iterator
@@ -216,21 +217,14 @@ def _underlay(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
 
 
 def _twin(underlay: Underlay) -> Iterator[Finding]:
-    """Whether another machine on the link has the node's address, as a copy of it has (ARP probe, RFC 5227).
-
-    This machine's own other devices answer, too (arp_ignore 0), and so may a router for all (proxy ARP): it is
-    a warning, and keeps nobody from joining.
+    """Whether another machine on the link has the node's address (ARP probe, RFC 5227). This one's own other
+    devices answer, too (arp_ignore 0), and a router may for all (proxy ARP): it keeps nobody from joining.
     """
     try:
-        arp = ArpSocket(underlay.device)
+        with contextlib.closing(ArpSocket(underlay.device)) as arp:
+            other = arp.taken(underlay.address)
     except OSError:
-        return  # no Ethernet device, or no CAP_NET_RAW
-    try:
-        other = arp.taken(underlay.address)
-    except OSError:
-        return  # the device went down
-    finally:
-        arp.close()
+        return  # no Ethernet device, no CAP_NET_RAW, or the device went down
     if other and other not in {link.mac for link in links.links()}:
         yield Finding(
             "underlay",

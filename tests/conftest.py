@@ -25,7 +25,7 @@ LONG_S = {
     "events/test_deployments.py": 30, "events/test_live.py": 20, "nodeagent/test_fastpath_events.py": 50,
     "nodeagent/test_messages.py": 20, "nodeagent/test_takeover.py": 80, "nodeagent/test_wireguard.py": 65,
     "nodeagent/test_wireguard_identity.py": 35, "nodeagent/test_wireguard_keys.py": 50,
-    "nodeagent/test_wireguard_nat.py": 100, "observability/test_dashboards.py": 50,
+    "observability/test_dashboards.py": 50,
     "security/test_hostile_agents.py": 60, "security/test_hostile_identity.py": 45,
     "security/test_lifecycle.py": 30, "security/test_rollback.py": 15, "security/test_service_accounts.py": 15,
     "security/test_shared_tokens.py": 15, "service/test_controller_bus.py": 30, "service/test_parking.py": 35,

@@ -10,6 +10,7 @@ import pytest
 from tests.nodeagent.encrypted import (
     Wire,
     alone,
+    at_length,
     needs_program,
     other_key,
     settled,
@@ -62,6 +63,7 @@ def comes_in_the_clear(source: Node, node: Node) -> bool:
 
 @needs_program
 @pytest.mark.slow
+@at_length
 @inside
 def test_nodes_behind_different_nats_are_relayed_encrypted() -> None:
     with site("g", "h") as (place, (g, h)):
