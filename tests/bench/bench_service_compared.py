@@ -178,9 +178,9 @@ async def ours(directory: Path) -> float:
     (directory / "jetstream").mkdir()
     async with (
         EmbeddedServer(ServerOptions(store_dir=directory / "jetstream")) as server,
-        service(server, "joins", directory / "controller"),
+        service(server, "joins0", directory / "controller"),
     ):
-        command = [sys.executable, "-m", "tests.bench.service_load", server.url, "joins"]
+        command = [sys.executable, "-m", "tests.bench.service_load", server.url, "joins0"]
         child = await asyncio.create_subprocess_exec(*command, str(NODES), str(CLIENTS), stdout=subprocess.PIPE)
         out, _ = await child.communicate()
         return float(json.loads(out)["joins_per_s"])

@@ -363,13 +363,14 @@ class Committer:
     async def _gather(self, appending: asyncio.Task[None], wanted: int) -> None:
         """While an append is on its way, and as long as commands come: let them in.
 
-        It lets answers out, too, and what they bring. A small group costs nearly as much as a large one.
+        It lets answers out, too, and what they bring. An append of few costs nearly as much as one of many, and
+        what comes meanwhile waits until it is stored: so few that wait gain nothing by being decided at once.
         """
         while True:
             before = len(self._waiting)
             await asyncio.wait({appending}, timeout=self._limits.sending_s)
             waiting = len(self._waiting)
-            if appending.done() or waiting == before or waiting >= wanted:
+            if appending.done() or waiting >= wanted or (waiting == before and waiting >= wanted / 2):
                 return
 
     async def _appended(self, appending: asyncio.Task[None], batch: Batch) -> Stored | None:
