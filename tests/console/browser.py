@@ -90,6 +90,15 @@ def violations(page: Page) -> list[str]:
     ]
 
 
+def violations_in_both_themes(page: Page) -> dict[str, list[str]]:
+    """What axe finds in each theme; the page follows the system's and is not loaded anew, which costs most."""
+    found = {}
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        found[theme] = violations(page)
+    return {theme: complaints for theme, complaints in found.items() if complaints}
+
+
 def settled(page: Page) -> None:
     """The console is live and shows something."""
     expect(page.locator("#live")).to_have_text("Live")
