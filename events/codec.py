@@ -227,7 +227,7 @@ def seal(
     """
     sequence, digest = head
     messages: list[OutgoingMessage] = []
-    types: dict[type[Event], tuple[str, str, str]] = {}
+    types: dict[type[Event], tuple[str, str, str]] = {}  # name, and the subject before and behind the entity
     for cause, events in transactions:
         lines, linker = _shared(cause, len(events))
         chained = linker.link
@@ -235,10 +235,11 @@ def seal(
             sequence += 1
             known = types.get(type(event))
             if known is None:
-                known = types[type(event)] = (event.type_name(), event.aggregate, event.verb)
-            type_name, aggregate, verb = known
+                around = subjects.event(cluster, event.aggregate, "", event.verb).split("..")
+                known = types[type(event)] = (event.type_name(), f"{around[0]}.", f".{around[1]}")
+            type_name, before, behind = known
             name = event_id(cause.command_id, index)
-            subject = subjects.event(cluster, aggregate, event.entity, verb)
+            subject = f"{before}{subjects.token(event.entity)}{behind}"
             body = _encode(event)
             digest = chained(digest, sequence, subject, name, type_name, index, body)
             chain = digest.hex()

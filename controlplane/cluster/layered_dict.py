@@ -17,10 +17,29 @@ T = TypeVar("T")
 _MISSING: Any = object()
 
 
+def forked(base: MutableMapping[K, V]) -> MutableMapping[K, V]:
+    """A map that starts equal to ``base`` and is written to by itself: over nothing a dict, which is faster."""
+    return Overlay(base) if base else {}
+
+
+def absorbed(mine: MutableMapping[K, V], fork: MutableMapping[K, V]) -> MutableMapping[K, V]:
+    """``mine`` with what was written to ``fork``, which :func:`forked` made of it; O(what was written).
+
+    Neither of the two is to be used any more.
+    """
+    if not isinstance(fork, Overlay):
+        return fork  # mine was empty
+    if isinstance(mine, Overlay):
+        mine.absorb(fork)
+    else:
+        fork.write_to(mine)
+    return mine
+
+
 class Overlay(MutableMapping[K, V]):
     """Behaves as the base dict would after the same writes, its order included."""
 
-    __slots__ = ("_added", "_base", "_count", "_gone", "_top")
+    __slots__ = ("_added", "_base", "_gone", "_kept", "_top")
 
     def __init__(self, base: MutableMapping[K, V]) -> None:
         self._base: MutableMapping[K, V] = base.written() if isinstance(base, Overlay) else base
@@ -29,7 +48,7 @@ class Overlay(MutableMapping[K, V]):
         # catches up, it holds for a moment what was added and deleted here.
         self._gone: set[K] = set()
         self._added: set[K] = set()  # keys of the top that were not there before, hence last in order
-        self._count = len(base)
+        self._kept = len(base)  # how many of those that were there before are there still
 
     def __getitem__(self, key: K) -> V:
         value: V = self._top.get(key, _MISSING)
@@ -55,7 +74,6 @@ class Overlay(MutableMapping[K, V]):
     def __setitem__(self, key: K, value: V) -> None:
         top = self._top
         if key not in top and (key not in self._base or key in self._gone):
-            self._count += 1
             self._added.add(key)
         top[key] = value
 
@@ -63,12 +81,14 @@ class Overlay(MutableMapping[K, V]):
         if key not in self:
             raise KeyError(key)
         self._top.pop(key, None)
-        self._added.discard(key)
+        if key in self._added:
+            self._added.remove(key)
+        else:
+            self._kept -= 1
         self._gone.add(key)
-        self._count -= 1
 
     def __len__(self) -> int:
-        return self._count
+        return self._kept + len(self._added)
 
     def __iter__(self) -> Iterator[K]:
         if not self._top and not self._gone:
@@ -90,13 +110,20 @@ class Overlay(MutableMapping[K, V]):
 
     def absorb(self, other: Overlay[K, V]) -> None:
         """Take over everything that was written to ``other``, an overlay of this one; O(what was written)."""
+        count = len(other)
         for key in other._gone:
             self._top.pop(key, None)
             self._added.discard(key)
         self._gone |= other._gone
         self._top.update(other._top)
         self._added |= other._added
-        self._count = other._count
+        self._kept = count - len(self._added)
+
+    def write_to(self, base: MutableMapping[K, V]) -> None:
+        """Make everything that was written to this overlay of ``base`` true of it; O(what was written)."""
+        for key in self._gone:
+            base.pop(key, None)
+        base.update(self._top)
 
     # A tick walks over all members on a fork that has mostly changed nothing yet: then at dict speed.
 

@@ -19,7 +19,7 @@ import msgspec
 from controlplane.cluster.addressing.plan import range_cidr
 from controlplane.cluster.addressing.pool import Pool
 from controlplane.cluster.facts import Admission, Adoption, BehindNat, Bound, Fenced, LostPath, PathKey, Refusal
-from controlplane.cluster.layered_dict import Overlay
+from controlplane.cluster.layered_dict import absorbed, forked
 from events.protocol.clb import Backend, BackendKey, Entry, Holder
 from events.protocol.encryption import NO_ENCRYPTION, Encryption, NodeKey
 from events.types import (
@@ -318,7 +318,7 @@ class ClusterState:
         for field in _PLAIN:
             setattr(fork, field, getattr(self, field))
         for field in _MAPS:
-            setattr(fork, field, Overlay(getattr(self, field)))
+            setattr(fork, field, forked(getattr(self, field)))
         fork.pool = self.pool.fork()
         return fork
 
@@ -327,7 +327,7 @@ class ClusterState:
         for field in _PLAIN:
             setattr(self, field, getattr(fork, field))
         for field in _MAPS:
-            getattr(self, field).absorb(getattr(fork, field))
+            setattr(self, field, absorbed(getattr(self, field), getattr(fork, field)))
         self.pool = fork.pool
 
 

@@ -6,7 +6,8 @@ Each of these can go when nats-py does it:
 * :class:`FastParser` takes messages out of a read with one search and one split each; nats-py tries a regular
   expression for each kind of line and copies each message three times (no issue: a different trade).
 * :func:`publish_all` sends many messages with one call, and :func:`inline` calls a callback that never waits
-  where the message is read, instead of carrying it to another task (no issue: a different trade).
+  where the message is read, instead of carrying it to another task, and one that is a plain function without
+  an object and a coroutine for each (no issue: a different trade).
 * :class:`ReconnectingClient` survives refused and expired credentials (nats.py issues 999 and 1019), a login
   that hangs, and cancellations that nats-py loses (nats.py issue 373).
 """
@@ -36,6 +37,10 @@ _NOTHING: Mapping[str, str] = {}
 REFUSALS = ("authentication", "authorization", "account", "maximum connections", "revoked", "during the login")
 _CLOSE_S = 0.5
 _PAUSE_FIRST_S, _PAUSE_LONGEST_S, _PAUSE_REFUSED_S = 0.1, 2.0, 15.0
+
+
+Take = Callable[[str, str, Mapping[str, str] | None, bytes], None]
+"""Subject, reply subject, headers and body of a message."""
 
 
 class Outgoing(NamedTuple):
@@ -101,15 +106,17 @@ class FastParser(Parser):
                 self._wanted = stop + 2 - position
                 break
             body = start + int(words[-2]) if heads else start
-            await self.nc._process_msg(  # noqa: SLF001  as nats-py's parser does
+            message = (
                 int(words[2]),
                 words[1],
                 words[3] if len(words) - heads == 5 else b"",
                 data[body:stop],
                 data[start:body] if heads else None,
             )
-            if resets != self._resets:
-                return
+            if not self.nc._taken(*message):  # noqa: SLF001  the client's other half
+                await self.nc._process_msg(*message)  # noqa: SLF001  as nats-py's parser does
+                if resets != self._resets:
+                    return
             position = stop + 2
         self.buf += data[position:]
 
@@ -123,6 +130,7 @@ class FastClient(Client):
         super().__init__()
         self._ps = FastParser(self)
         self._inline: dict[int, Callable[[Msg], Awaitable[None]]] = {}
+        self._takers: dict[int, Take] = {}
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
         """Behind all that waits: nats-py's goes before it, and so its flush vouches for what is not sent."""
@@ -201,6 +209,20 @@ class FastClient(Client):
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
 
+    def _taken(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> bool:
+        """Give the message to the plain function that takes those of its subscription; False: there is none."""
+        take, subscription = self._takers.get(sid), self._subs.get(sid)
+        if take is None or subscription is None or subscription.pending_msgs or subscription._max_msgs:  # noqa: SLF001  what ends by itself, nats-py counts
+            return False
+        if headers and not headers.startswith(FIRST_LINE):
+            return False
+        self.stats["in_msgs"] += 1
+        self.stats["in_bytes"] += len(data)
+        subscription._received += 1  # noqa: SLF001  as nats-py counts
+        parsed = (parse_header_lines(headers[len(FIRST_LINE) :]) or None) if headers else None
+        take(subject.decode(), reply.decode(), parsed, data)
+        return True
+
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
     ) -> None:
@@ -229,6 +251,7 @@ class FastClient(Client):
         super()._remove_sub(sid, max_msgs)
         if sid not in self._subs:
             self._inline.pop(sid, None)
+            self._takers.pop(sid, None)
 
 
 def _asked_to_end() -> int:
@@ -398,13 +421,15 @@ def forget(subscription: Subscription) -> None:
         client._remove_sub(subscription._id)  # noqa: SLF001
 
 
-def inline(subscription: Subscription) -> Subscription:
+def inline(subscription: Subscription, take: Take | None = None) -> Subscription:
     """Call the subscription's callback as each message is read, instead of from a task of its own.
 
     For callbacks that never wait: the connection reads nothing until they return. Call it right
-    behind ``subscribe``.
+    behind ``subscribe``. ``take``, which raises nothing, is called instead wherever no ``Msg`` is needed.
     """
     client = subscription._conn  # noqa: SLF001  nats-py has no public way from one to the other
     if isinstance(client, FastClient) and subscription._cb is not None:  # noqa: SLF001
         client._inline[subscription._id] = subscription._cb  # noqa: SLF001
+        if take is not None:
+            client._takers[subscription._id] = take  # noqa: SLF001
     return subscription

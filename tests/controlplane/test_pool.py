@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, MutableMapping
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from controlplane.cluster.addressing.pool import Pool
-from controlplane.cluster.layered_dict import Overlay
+from controlplane.cluster.layered_dict import Overlay, absorbed, forked
 
 
 class PoolAgainstSet(RuleBasedStateMachine):
@@ -127,14 +129,19 @@ def test_an_overlay_behaves_as_its_dict_would_and_leaves_it_alone(
     assert base == before
 
 
+@pytest.mark.parametrize("make", [Overlay, forked])
 @given(base=st.dictionaries(st.integers(0, 5), st.integers()), data=st.data())
-def test_an_overlay_does_not_show_that_its_base_catches_up(base: dict[int, int], data: st.DataObject) -> None:
+def test_an_overlay_does_not_show_that_its_base_catches_up(
+    make: Callable[[MutableMapping[int, int]], MutableMapping[int, int]],
+    base: dict[int, int],
+    data: st.DataObject,
+) -> None:
     """Its base repeats the overlay's writes at any distance behind; others are absorbed on the way."""
     expected = dict(base)
-    overlay: Overlay[int, int] = Overlay(base)
+    overlay = make(base)
     writes: list[tuple[int, int | None]] = []
     for _ in range(data.draw(st.integers(0, 12))):
-        top = Overlay(overlay) if data.draw(st.booleans()) else overlay
+        top = make(overlay) if data.draw(st.booleans()) else overlay
         for _ in range(data.draw(st.integers(1, 4))):
             key = data.draw(st.integers(0, 5))
             value = data.draw(st.integers()) if key not in expected or data.draw(st.booleans()) else None
@@ -147,7 +154,7 @@ def test_an_overlay_does_not_show_that_its_base_catches_up(base: dict[int, int],
             assert list(top.items()) == list(expected.items())
             assert [top.get(k) for k in range(6)] == [expected.get(k) for k in range(6)]
         if top is not overlay:
-            overlay.absorb(top)
+            overlay = absorbed(overlay, top)
         for _ in range(data.draw(st.integers(0, len(writes)))):
             key, value = writes.pop(0)
             if value is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 
 import pytest
@@ -97,6 +97,12 @@ async def test_many_at_once_arrive_as_one_by_one_and_inline_as_from_a_queue(tmp_
                 if len(called) == 2 * len(messages):
                     done.set()
 
+            taken: list[tuple[str, str, Mapping[str, str] | None, bytes]] = []
+
+            def take_at_once(subject: str, reply: str, headers: Mapping[str, str] | None, body: bytes) -> None:
+                taken.append((subject, reply, headers, body))
+
+            inline(await client.subscribe("many.*", cb=take), take_at_once)
             inline(await client.subscribe("many.*", cb=take))
             queued = await client.subscribe("many.*")
             for message in messages:
@@ -108,6 +114,7 @@ async def test_many_at_once_arrive_as_one_by_one_and_inline_as_from_a_queue(tmp_
             assert [(m.subject, m.body) for m in messages] == [(s, d) for s, d, _ in seen[: len(messages)]]
             plain = [await queued.next_msg(timeout=30) for _ in called]
             assert seen == [(m.subject, m.data, m.headers) for m in plain]
+            assert taken == [(m.subject, m.reply, m.headers, m.data) for m in plain]
             with pytest.raises(MaxPayloadError):
                 await publish_all(client, [Outgoing("many.1", b"x" * (client.max_payload + 1))])
         finally:
@@ -173,6 +180,9 @@ class _Heard:
 
     def __init__(self) -> None:
         self.said: list[object] = []
+
+    def _taken(self, *_message: object) -> bool:
+        return False
 
     async def _process_msg(self, *message: object) -> None:
         self.said.append(message)

@@ -47,10 +47,18 @@ FRESH_S = 10.0
 """How long the answer of the bus serves these."""
 
 
-def _brought(command: Command | Tick) -> bool:
-    if isinstance(command, JoinNode):
-        return bool(command.node_key) or command.nat == "on"
-    return isinstance(command, BROUGHT) and not (isinstance(command, UseToken) and command.shared is None)
+def _brought(commands: Sequence[Command | Tick], kinds: set[type[Command | Tick]]) -> bool:
+    """Whether one of them, which are of these kinds, may write such an event."""
+    for kind in kinds.intersection(BROUGHT):
+        if kind is JoinNode:
+            if any(c.node_key or c.nat == "on" for c in commands if isinstance(c, JoinNode)):
+                return True
+        elif kind is UseToken:
+            if any(c.shared is not None for c in commands if isinstance(c, UseToken)):
+                return True
+        else:
+            return True
+    return False
 
 
 class OlderAgents:
@@ -107,7 +115,7 @@ class WithReleases:
         known = await self._around.context_for(commands)
         kinds = set(map(type, commands))
         decided = not kinds.isdisjoint(DECIDED)
-        if not decided and (kinds.isdisjoint(BROUGHT) or not any(map(_brought, commands))):
+        if not decided and not _brought(commands, kinds):
             return known
         now = self._clock()
         if decided or now - self._read_s > FRESH_S:

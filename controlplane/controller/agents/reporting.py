@@ -19,6 +19,8 @@ INTERVAL_MIN_S, INTERVAL_MAX_S = 1.0, 60.0
 """Bounds of what an agent may say of its own pace here: nobody makes itself irreplaceable for longer."""
 WATCH_S = INTERVAL_MAX_S / 2
 """A controller that has not listened for so long yet cannot know who is silent."""
+OF_MEMBERS = (JoinNode, ImportNodes, ChangeUnderlay, LeaveNode)
+"""Decided by what the members report."""
 
 
 class LiveMembers:
@@ -73,10 +75,9 @@ class WithReports:
         state, more = self._state(), dict[str, Any]()
         if state.gateways:
             more["gateways"] = heard_gateways(state, self._liveness)
-        if any(isinstance(command, FenceNode) for command in commands):
+        kinds = set(map(type, commands))
+        if FenceNode in kinds:
             more["occupied"] = self._liveness.pods.occupied(state)
-        if any(
-            isinstance(command, JoinNode | ImportNodes | ChangeUnderlay | LeaveNode) for command in commands
-        ):
+        if not kinds.isdisjoint(OF_MEMBERS):
             more["members"] = LiveMembers(self._liveness)
         return msgspec.structs.replace(known, **more) if more else known

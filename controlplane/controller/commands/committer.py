@@ -294,11 +294,12 @@ class Committer:
 
     def _next_group(self, term: Term) -> list[Pending]:
         """Those that wait for this term. What was put back from another one is told to ask again."""
-        group = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_LIMIT))]
-        self._fail([p for p in group if p.term not in (None, term)], not_leading())
-        group = [p for p in group if p.term in (None, term)]
-        for pending in group:
+        waiting, group, late = self._waiting, list[Pending](), list[Pending]()
+        for _ in range(min(len(waiting), BATCH_LIMIT)):
+            pending = waiting.popleft()
+            (group if pending.term is None or pending.term is term else late).append(pending)
             pending.term = term
+        self._fail(late, not_leading())
         return group
 
     async def _something_to_do(self, appending: asyncio.Task[None] | None) -> None:

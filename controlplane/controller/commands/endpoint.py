@@ -15,9 +15,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -29,9 +30,8 @@ from controlplane.controller.commands.batch import not_leading
 from controlplane.controller.commands.budgets import NodeBudgets
 from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.discovery import Discovery
-from controlplane.controller.commands.planner import Answer
 from controlplane.controller.commands.replies import encode_error, encode_reply
-from controlplane.controller.requests import Request, parse
+from controlplane.controller.requests import parse
 from events.bus.nats_fastpath import Outgoing, forget, inline, publish_all
 from events.errors import IsthmusError, Unavailable
 from events.protocol.commands import Command, CommandReply
@@ -88,12 +88,15 @@ class Endpoint:
         self._opening += 1
         opening = self._opening
 
+        def take(subject: str, reply: str, headers: Mapping[str, str] | None, body: bytes) -> None:
+            self._on_command(subject, reply, headers, body, opening)
+
         async def on_command(message: Msg) -> None:
-            self._on_command(message, opening)
+            take(message.subject, message.reply, message.headers, message.data)
 
         try:
             commands = await self._nats.subscribe(f"{base}.command.>", queue=QUEUE_GROUP, cb=on_command)
-            self._subscriptions.append(inline(commands))
+            self._subscriptions.append(inline(commands, take))
             queries = await self._nats.subscribe(f"{base}.query.>", queue=QUEUE_GROUP, cb=self._on_query)
             self._subscriptions.append(queries)
             await self._discovery.open()
@@ -156,26 +159,30 @@ class Endpoint:
 
     # --- requests -------------------------------------------------------------------------------------
 
-    def _on_command(self, message: Msg, opening: int) -> None:
+    def _on_command(
+        self, subject: str, reply: str, headers: Mapping[str, str] | None, body: bytes, opening: int
+    ) -> None:
         """Take a request that came by the subscription of ``opening``: of an earlier one it is nobody's."""
         started = time.monotonic()
-        answer = self._answerer(message.reply)
+        node = kind = ""  # of the budget that is spent
         try:
             if opening != self._opening:
                 raise not_leading()  # noqa: TRY301  answered like every other error
-            if self._pods is not None and self._pods.wants(message.subject):
-                self._pods.offer(message.subject, message.data, answer)
-                self._discovery.count("command")
-                return
-            request = parse(self._cluster, message.subject, message.headers, message.data, received_s=started)
-            if request.node and self._budgets is not None:
-                answer = self._counted(request, answer)
-            self._committer.offer(request, answer)
+            if self._pods is not None and self._pods.wants(subject):
+                self._pods.offer(subject, body, partial(self._answer, reply, "", ""))
+            else:
+                request = parse(self._cluster, subject, headers, body, received_s=started)
+                if request.node and self._budgets is not None:
+                    assert isinstance(request.command, Command)  # noqa: S101  what comes from the bus is no tick
+                    kind = self._budgets.spend(request.node, request.command)
+                    node = request.node
+                self._committer.offer(request, partial(self._answer, reply, node, kind))
         except IsthmusError as error:
-            answer(error)
+            self._answer(reply, node, kind, error)
         except Exception as error:  # whatever a request did, the next one must still be served
-            log.exception("a request on %s failed", message.subject)
-            answer(IsthmusError("internal", f"the request could not be handled: {type(error).__name__}"))
+            log.exception("a request on %s failed", subject)
+            defect = IsthmusError("internal", f"the request could not be handled: {type(error).__name__}")
+            self._answer(reply, node, kind, defect)
         self._discovery.count("command")
 
     async def _on_query(self, message: Msg) -> None:
@@ -192,30 +199,16 @@ class Endpoint:
         self._discovery.count("query")
         self._send(message.reply, body, headers)
 
-    def _counted(self, request: Request, answer: Answer) -> Answer:
-        """Spend the node's budget; some of it comes back if nothing is written. Raises Overloaded."""
-        budgets, node = self._budgets, request.node
-        assert budgets is not None and isinstance(request.command, Command)  # noqa: S101, PT018  the caller's check
-        kind = budgets.spend(node, request.command)
-        if not kind:
-            return answer
-
-        def settled(outcome: CommandReply | IsthmusError) -> None:
-            budgets.settle(node, kind, outcome)
-            answer(outcome)
-
-        return settled
-
-    def _answerer(self, reply: str) -> Answer:
-        def answer(outcome: CommandReply | IsthmusError) -> None:
-            if isinstance(outcome, IsthmusError):
-                self._discovery.count("command", error=outcome)
-                body, headers = encode_error(outcome, now=datetime.now(UTC))
-                self._send(reply, body, headers)
-            else:
-                self._send(reply, encode_reply(outcome), None)
-
-        return answer
+    def _answer(self, reply: str, node: str, kind: str, outcome: CommandReply | IsthmusError) -> None:
+        """Answer a request; what it has spent of the node's budget comes back if nothing is written."""
+        if kind and self._budgets is not None:
+            self._budgets.settle(node, kind, outcome)
+        if isinstance(outcome, IsthmusError):
+            self._discovery.count("command", error=outcome)
+            body, headers = encode_error(outcome, now=datetime.now(UTC))
+            self._send(reply, body, headers)
+        else:
+            self._send(reply, encode_reply(outcome), None)
 
     def _send(self, reply: str, body: bytes, headers: dict[str, str] | None) -> None:
         if not reply:

@@ -14,7 +14,7 @@ import msgspec
 
 from controlplane.cluster.decide import decide
 from controlplane.cluster.decision import DecisionContext
-from controlplane.cluster.evolve import evolve
+from controlplane.cluster.evolve import fold
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.hooks import DecidedCommand, Observer
 from controlplane.controller.leadership.term import Term
@@ -107,8 +107,7 @@ class SpeculativeState:
                 self._fork.absorb(after)
             return
         fork = self._fork = self._fork or self._state.fork()
-        for event in events:
-            evolve(fork, fork.sequence + 1, event)
+        fold(fork, enumerate(events, fork.sequence + 1))
 
 
 def plan_group(

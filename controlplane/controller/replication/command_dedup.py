@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from controlplane.controller.replication.outcomes import Outcome
 from controlplane.readmodel.store import SequenceSpan
-from events.codec import Recorded
+from events.codec import Recorded, SkippedEvent
 from events.errors import IsthmusError
 from events.protocol.commands import CommandReply
 
@@ -48,18 +48,22 @@ class CommandDedup:
         """The fold began after ``sequence`` (a snapshot): older commands are known to the read model only."""
         self._since = max(self._since, sequence)
 
-    def learn(self, events: list[Recorded]) -> None:
-        """Take note of stored events, in order."""
-        position, count = 0, len(events)
-        while position < count:
-            first, envelope, _, _ = events[position]
-            command_id, last = envelope.command_id, first
-            while position + 1 < count and events[position + 1].envelope.command_id == command_id:
-                position += 1
-                last = events[position].sequence
-            position += 1
-            known = self._spans.get(command_id)
-            self._spans[command_id] = (first if known is None else known[0], last)
+    def learn(self, events: Iterable[Recorded]) -> None:
+        """Take note of stored events, in order; the command of one that was left out has not happened."""
+        spans = self._spans
+        command_id, first, last = "", 0, 0  # of the run that is being read
+        for sequence, envelope, event, _ in events:
+            if type(event) is SkippedEvent:
+                continue
+            if envelope.command_id != command_id or not last:
+                if last:
+                    spans[command_id] = (first, last)
+                command_id = envelope.command_id
+                known = spans.get(command_id)
+                first = sequence if known is None else known[0]
+            last = sequence
+        if last:
+            spans[command_id] = (first, last)
         self._trim()
 
     def keep(self, command_id: str, outcome: CommandReply | IsthmusError) -> None:

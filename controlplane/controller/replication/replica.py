@@ -26,7 +26,7 @@ from controlplane.cluster.state import ClusterState
 from controlplane.controller.replication.command_dedup import CommandDedup
 from events.bus.retry import happened
 from events.chain import Head, genesis
-from events.codec import OutgoingMessage, Recorded, SkippedEvent, StoredMessage, decode
+from events.codec import OutgoingMessage, Recorded, StoredMessage, decode
 from events.errors import Unavailable, VerificationFailed
 from events.log import LogReader, ReadBatch
 from events.reading import ParkedEvents, linked, verified
@@ -237,10 +237,11 @@ class Replica:
 
     def adopt(self, events: Sequence[Recorded], head: Head) -> None:
         """Take over what this controller has appended, up to ``head``; what was already read is skipped."""
-        fresh = [recorded for recorded in events if recorded.sequence > self.head.sequence]
-        if not fresh:
+        known = self.head.sequence
+        if not events or events[-1].sequence <= known:
             return
-        fold(self.state, [(recorded.sequence, recorded.event) for recorded in fresh])
+        fresh = events if events[0].sequence > known else [one for one in events if one.sequence > known]
+        fold(self.state, [(sequence, event) for sequence, _, event, _ in fresh])
         self.head = head
         if self._resting:
             self._read = head
@@ -303,11 +304,11 @@ class Replica:
                     stated=self._read.hex,
                 )
 
-    def _announce(self, events: list[Recorded]) -> None:
+    def _announce(self, events: Sequence[Recorded]) -> None:
         if not events:
             return
         self.last_time = max(self.last_time, events[-1].envelope.time)
-        self.dedup.learn([one for one in events if type(one.event) is not SkippedEvent])
+        self.dedup.learn(events)
         self.changes.publish(events)
         self._wake()
 
