@@ -64,7 +64,7 @@ def identify(directory: Path, *, given: str = "", machine_uid: str = "") -> Iden
     ``given`` is a uid given on the command line, and wins. Whatever is returned is written down before.
     Raises Refused(identity_unreadable), OSError.
     """
-    file, known = _uid_file(directory), _known(directory)
+    file, known = _uid_file(directory), known_of(directory)
     uid = given or _settled(directory, file, known)
     if not uid:
         uid = machine_uid or new_id()
@@ -119,7 +119,7 @@ def remember(directory: Path, identity: Identity) -> None:
 
 def left(directory: Path) -> None:
     """The node is a member no more: its next name may be another one. Raises OSError."""
-    known = _known(directory)
+    known = known_of(directory)
     if known is not None:
         remember(directory, Identity(uid=known.uid))
 
@@ -141,7 +141,7 @@ def forget(directory: Path) -> list[str]:
     return present
 
 
-def _known(directory: Path) -> Identity | None:
+def known_of(directory: Path) -> Identity | None:
     """What files other than ``uid`` say; the one with a checksum first."""
     with contextlib.suppress(OSError, ValueError, RecursionError):  # no such file, or damaged: the next one
         identity = msgspec.json.decode(read_regular(directory / IDENTITY_FILE), type=Identity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import msgspec
@@ -15,9 +16,12 @@ from events.bus.enrolment import PENDING_KEY
 from events.cli.config import load
 from events.cli.options import default_actor
 from events.errors import IsthmusError, Refused, Unavailable
+from nodeagent import identity
 from nodeagent.clean import clean
 from nodeagent.cli import run_command
-from nodeagent.local_files import LocalStatus, read_status
+from nodeagent.config import DEFAULT_DEVICE
+from nodeagent.local_files import LocalStatus, read_status, running
+from nodeagent.membership.cache import Cache
 from nodeagent.pods.addresses import Pods
 from nodeagent.pods.leaving import is_elsewhere, pods_here
 from nodeagent.pods.leaving import leave as leave_cluster
@@ -47,11 +51,32 @@ def running_pods(request: LeaveRequest) -> tuple[LocalStatus, Pods] | None:
 
     Raises IsthmusError, OSError.
     """
-    try:
-        status = read_status(request.state_dir)
-    except IsthmusError:
+    values = settings(request)
+    status = _last_word(values, request)
+    if status is None:
         return None
-    return status, pods_here(request.state_dir, status, _data_dir(settings(request), status, request))
+    return status, pods_here(request.state_dir, status, _data_dir(values, status, request))
+
+
+def _last_word(values: dict[str, object], request: LeaveRequest) -> LocalStatus | None:
+    """What the agent said last; where that is cut or gone, what else its folder knows of the member that it is.
+
+    None when no agent was a member here.
+    """
+    with contextlib.suppress(IsthmusError):
+        return read_status(request.state_dir)
+    known = identity.known_of(request.state_dir)
+    if known is None or not known.node:
+        return None
+    view = Cache(request.state_dir).load(known.cluster, known.node, known.uid)
+    return LocalStatus(
+        node=known.node, uid=known.uid, cluster=known.cluster, pid=0, started_at=0, written_at=0,
+        range=view.own.cidr if view.own is not None else "", device=_device(values),
+    )  # fmt: skip
+
+
+def _device(values: dict[str, object]) -> str:
+    return str(values.get("device") or DEFAULT_DEVICE)
 
 
 def _data_dir(values: dict[str, object], status: LocalStatus, request: LeaveRequest) -> Path:
@@ -80,10 +105,16 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
             )
         else:
             step.unchanged("no unit or container of a join is here")
+        if running(request.state_dir):  # before the cluster is told: it would go on with rows of no member
+            raise Refused(
+                "agent_running",
+                f"an agent runs with the state directory {request.state_dir}, and no unit or container of a "
+                f"join runs it: stop it where it was started",
+                path=str(request.state_dir),
+            )
     with progress.step("cluster") as step:
-        try:
-            status = read_status(request.state_dir)
-        except IsthmusError:
+        status = _last_word(values, request)
+        if status is None:
             step.unchanged("no agent has run here: the cluster knows nothing to forget")
         else:
             node = node or status.node
@@ -93,7 +124,11 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
             except Refused as error:
                 if error.code != "node_unknown":
                     raise
-                step.unchanged(f"node {node} is no member any more")
+                live = error.details.get("live_uid")
+                step.unchanged(
+                    f"node {node} is another installation now (uid {live}); that one stays" if live
+                    else f"node {node} is no member any more"
+                )  # fmt: skip
             except Unavailable as error:
                 if not request.untold:
                     raise Unavailable(
@@ -105,7 +140,7 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
                     ) from error
                 step.done(f"not told ({error.code}): run `isthmus node remove {node}` at the operator's desk")
     with progress.step("kernel") as step:
-        device = str(values.get("device") or "isthmus")
+        device = _device(values)
         cni = Path(str(values.get("cni_dir") or "/etc/cni/net.d"))
         removed = await clean(request.state_dir, cni, device)
         (step.done if removed else step.unchanged)("; ".join(removed) or "nothing of ours was here")

@@ -13,8 +13,11 @@ from nats.aio.client import Client
 
 from events import subjects
 from events.bus.client import ControllerClient
+from events.bus.retry import raise_if_cancelled
 from events.errors import Refused
 from events.ids import new_id
+from events.jetstream.api import DEFAULT_PREFIX, prefix_of
+from events.jetstream.read import log_head
 from events.protocol.commands import INSTANCE, LeaveNode
 from events.status import AgentStatus
 from nodeagent.local_files import LocalStatus
@@ -24,6 +27,8 @@ from nodeagent.pods import cni
 from nodeagent.pods.addresses import Pods, find
 
 SHOWN = 5
+PATIENCE_S = 10.0
+"""How long the log's end is asked for."""
 
 
 def pods_here(state_dir: Path, status: LocalStatus, data_dir: Path) -> Pods:
@@ -73,20 +78,32 @@ async def leave(
     ``actor`` is the person or program that has asked for it, for the record. ``elsewhere``: this machine is not
     where the log has the node; if the node reports, it stays.
 
-    Raises IsthmusError, OSError. Cancelled, the node may have left; repeating it then says so.
+    Raises IsthmusError, OSError; Refused(node_unknown) when it has left before, once its pods are said again.
+    Cancelled, the node may have left; repeating it then says so.
     """
     cni.remove(cni_dir)
     controller = ControllerClient(client, status.cluster, actor=actor)
     command = LeaveNode(node=status.node, uid=status.uid, reason=reason)
     controller.node = status.node  # with the node's own credentials …
     headers = {INSTANCE: new_id()} if elsewhere else {}
+    gone: Refused | None = None
     try:
-        reply = await controller.send(command, headers=headers)
+        try:
+            sequence = (await controller.send(command, headers=headers)).sequence
+        except Refused as error:
+            if error.code != "forbidden":
+                raise
+            controller.node = ""  # … or with an operator's, who asks on another subject
+            sequence = (await controller.send(command, headers=headers)).sequence
     except Refused as error:
-        if error.code != "forbidden":
+        if error.code != "node_unknown" or "live_uid" in error.details:
             raise
-        controller.node = ""  # … or with an operator's, who asks on another subject
-        reply = await controller.send(command, headers=headers)
+        # A leave before this one may have ended before it said the rest, for which the range waits.
+        gone = error
+        head = await log_head(
+            client, status.cluster, prefix=prefix_of(client, DEFAULT_PREFIX), patience_s=PATIENCE_S
+        )
+        sequence = head.sequence
     occupied = {status.range} if pods.own and status.range else set()
     if pods.strays and status.range:
         occupied |= set(pods.ranges(int(status.range.partition("/")[2])))
@@ -97,9 +114,12 @@ async def leave(
         sent_at=datetime.now(UTC),
         state="stopping",
         pods=0,
-        pods_sequence=reply.sequence,
+        pods_sequence=sequence,
         stray_ranges=tuple(sorted(occupied)),
         stray_pods=pods.strays[:SHOWN],
     )
     await client.publish(subjects.status(status.cluster, status.node), msgspec.json.encode(report))
     await client.flush()
+    raise_if_cancelled()
+    if gone is not None:
+        raise gone

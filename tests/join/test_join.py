@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -75,18 +76,27 @@ def test_one_command_makes_a_node_and_another_undoes_it() -> None:
         refused = isthmus("c", "join", other.text(), *words, "--foreground")
         assert (refused.returncode, "[machine_is_a_node]" in refused.stderr) == (1, True), refused.stderr
 
+        leave = ["leave", "--yes", "--folder", str(folder), "--state-dir", str(state), "--json"]
+        runs = json.loads(isthmus("c", *leave).stdout)["error"]
+        assert (runs["code"], len(runs["details"]["steps"])) == ("agent_running", 1)  # the cluster is not told
         c.stop()
-        left = isthmus("c", "leave", "--yes", "--folder", str(folder), "--state-dir", str(state), "--json")
+        status = (state / "status.json").read_bytes()
+        (state / "status.json").write_bytes(status[: len(status) // 2])  # the disk was full
+        point = "nodeagent.pods.leaving:subjects.status:before"
+        c.run(f"{sys.executable} -m tests.nodeagent.killed_at {point} {shlex.join(leave)} || [ $? = 137 ]")
+        until(lambda: place.nodes["a"].status()["peers"] == 1, "a forgets c")
+        left = isthmus("c", *leave)
         assert left.returncode == 0, left.stderr
         assert [step["status"] for step in json.loads(left.stdout)["steps"]] == [
             "unchanged",
-            "done",
+            "unchanged",
             "done",
             "done",
         ]
+        free = "0 draining, 0 quarantined"  # its range waits for nobody's word
+        until(lambda: free in place.isthmus("status").stdout, "the range is free")
         assert sorted(path.name for path in folder.iterdir()) == []
         assert "isthmus" not in c.run("ip -br link")
-        until(lambda: place.nodes["a"].status()["peers"] == 1, "a forgets c")
         repeated = isthmus("c", "leave", "--yes", "--folder", str(folder), "--state-dir", str(state), "--json")
         assert {step["status"] for step in json.loads(repeated.stdout)["steps"]} == {"unchanged"}
         _as_a_container(place, c, words)
