@@ -33,6 +33,7 @@ from events.errors import BadRequest
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
 
+SITE_LIMIT = 63
 BRIDGE = "kubernetes"
 """The token in the subjects of the commands that the Kubernetes bridge sends, and how it signs."""
 
@@ -62,6 +63,21 @@ def check_node_name(name: str) -> str:
             f"node name {name[:80]!r} is not a DNS-1123 subdomain: labels of a-z, 0-9 and '-' joined by '.', "
             f"at most 253 characters",
             node=name[:80],
+        )
+    return name
+
+
+def check_site(name: str) -> str:
+    """Return ``name`` if it is printable and at most 63 characters, as a label's value; may be empty.
+
+    Raises BadRequest(bad_request) otherwise.
+    """
+    if len(name) > SITE_LIMIT or not name.isprintable():
+        raise BadRequest(
+            "bad_request",
+            f"site {name[:SITE_LIMIT]!r} has {len(name):,} characters: it takes at most {SITE_LIMIT}, and "
+            f"printable ones",
+            field="site",
         )
     return name
 

@@ -13,6 +13,7 @@ from events.bus.connection import DEFAULT_BUS, BusOptions
 from events.errors import Usage
 from events.protocol.encryption import WIREGUARD_PORT, WIREGUARD_PORT_MAX, WIREGUARD_PORTS
 from events.status import NatMode
+from events.subjects import check_site
 from events.types import NodeKind
 
 CniPlugin = Literal["ptp", "bridge"]
@@ -124,7 +125,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check(config: AgentConfig) -> AgentConfig:
-    """Return the settings if they make sense. Raises Usage(usage)."""
+    """Return the settings if they make sense. Raises Usage(usage), BadRequest(bad_request) for the site."""
+    check_site(config.site)
     for option, name in (("--device", config.device), ("--take-over", config.take_over or "-")):
         if not 1 <= len(name) <= DEVICE_NAME_LIMIT or "/" in name or " " in name:
             raise Usage("usage", f"{option} {name!r}: a device name has 1 to {DEVICE_NAME_LIMIT} characters")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import netaddr
 
 from events.machine_identity import machine_uid
+from events.subjects import SITE_LIMIT
 
 PREFIX, RESTRICTED = "isthmus.io", "isthmus.node-restriction.kubernetes.io"
 """Labels under the second one cannot be set by a kubelet itself, so they count first."""
@@ -43,7 +44,6 @@ PROVIDERS: Mapping[str, str] = {
 }  # fmt: skip
 """The scheme of a Node's providerID → the kind of its node: a public cloud's, or of one's own data centre."""
 
-SITE_LIMIT = 63
 _SHOWN = 4
 
 

@@ -12,6 +12,7 @@ import click
 from deploy.credentials.authority import CORE_KEYS, Authority
 from deploy.credentials.layout import TENANT_ROLES, Role
 from deploy.credentials.store import Principal
+from deploy.credentials.tokens import MINUTES_MAX
 from events.bus.enrolment import JoinToken
 from events.cli.bus_urls import bus_servers
 from events.cli.numbers import Finite
@@ -30,7 +31,7 @@ store_option = click.option(
 )
 DAYS_MAX = 36_500
 DAYS = Finite(0, DAYS_MAX, min_open=True)
-MINUTES_RANGE = Finite(0, DAYS_MAX * 1440, min_open=True)
+MINUTES_RANGE = Finite(0, MINUTES_MAX, min_open=True)
 days_option = click.option("--days", type=DAYS, help="Lifetime of the credentials [by role].")
 cluster_option = click.option(
     "--cluster", envvar="ISTHMUS_CLUSTER", default="default", show_default=True, help="Name of the cluster."

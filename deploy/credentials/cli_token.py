@@ -27,7 +27,7 @@ from events.cli.options import json_option
 from events.cli.tables import print_json
 from events.codes.extras import our_version
 from events.errors import Usage
-from events.subjects import check_node_name
+from events.subjects import check_node_name, check_site
 
 COUNT_MAX = 10_000
 FILE_LIMIT = 1024 * 1024
@@ -98,6 +98,10 @@ def create(
       isthmus token create --uses 20 --name 'ams-{hostname}' \\
           --bus tls://10.0.0.5:4222 --push tls://10.0.0.5:4222
     """
+    check_site(site)
+    said = click.get_current_context().get_parameter_source("minutes")
+    if is_open and said is not click.core.ParameterSource.DEFAULT:
+        raise Usage("usage", "--open is for a bus that asks for no credentials: no --minutes ends such a token")
     if uses is not None:
         if nodes or listed is not None or count is not None or is_open:
             raise Usage(
@@ -195,8 +199,11 @@ def _nodes(nodes: Sequence[str], listed: Input | None, count: int | None, names:
         raise Usage("usage", "name the node: isthmus token create NODE, or --file FILE")
     if len(given) > COUNT_MAX:
         raise Usage("usage", f"{len(given):,} tokens at once are more than {COUNT_MAX:,}")
-    once = {check_node_name(each.name): each for each in reversed(given)}
-    return [once[name] for name in dict.fromkeys(each.name for each in given)]
+    once: dict[str, Wanted] = {}
+    for each in given:
+        if once.setdefault(check_node_name(each.name), each) != each:
+            raise Usage("usage", f"{each.name} is given twice, with different sites or kinds: give it once")
+    return list(once.values())
 
 
 def _wanted(line: str) -> Wanted:
@@ -204,4 +211,6 @@ def _wanted(line: str) -> Wanted:
     words = line.replace(",", " ").split()
     if len(words) > 3 or (len(words) == 3 and words[2] not in KINDS):
         raise Usage("usage", f"{line[:100]!r} is not NAME [SITE [{'|'.join(KINDS)}]]")
-    return Wanted(*words)
+    wanted = Wanted(*words)
+    check_site(wanted.site)
+    return wanted

@@ -287,6 +287,7 @@ async def _credentials(
         step.unchanged(f"{held} is there, good {until}")
         return token, options
     if request.dry_run:
+        read_token(request.token)  # one that has ended is good no more
         guessed = (
             f"; the issuer gives the number, {token.node} stands for it here" if numbered(token.names) else ""
         )

@@ -24,7 +24,7 @@ import click
 from events.cli.bus_urls import bad_url
 from events.errors import IsthmusError, Usage
 from events.input_files import read_up_to
-from events.subjects import check_label, check_node_name
+from events.subjects import check_label, check_node_name, check_site
 
 ROLES: dict[str, tuple[str, ...]] = {
     "agent": ("agent", "run"),
@@ -211,6 +211,10 @@ def cross_checks(values: dict[str, Any], options: dict[str, click.Option]) -> It
             check_node_name(str(values["node"]))
         except IsthmusError as error:
             yield "node", f"node: {error.message}"
+    try:
+        check_site(str(values.get("site", "")))
+    except IsthmusError as error:
+        yield "site", error.message
     for url in str(bus).split(",") if bus else ():
         fault = _bad_url(url.strip())
         if fault:

@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -15,10 +16,12 @@ import yaml
 from click.testing import CliRunner
 
 from controlplane.cli.main import root
+from deploy.credentials.jwt import encode
 from deploy.join import containers, files, host, joining, peers
 from deploy.join.cli import leave
 from deploy.join.joining import JoinRequest
 from deploy.join.progress import Progress
+from events.bus.access.nkeys import generate
 from events.bus.enrolment import JoinToken, read_token
 from events.cli.config import read
 from events.errors import IsthmusError, Refused, Usage
@@ -194,7 +197,7 @@ def test_settings_say_everything_and_are_what_the_agent_takes(tmp_path: Path) ->
     for name in ("agent.creds", "ca.pem"):
         (tmp_path / name).write_text("there")
         (tmp_path / name).chmod(0o600)
-    strange = 'a "site" \\ with\ttabs'
+    strange = 'a "site" \\ with äöü'
     text = files.settings(
         NODE, credentials=str(tmp_path / "agent.creds"), ca=str(tmp_path / "ca.pem"), kind="external",
         site=strange, underlay="eth1", state_dir=Path("/var/lib/isthmus/agent"),
@@ -271,6 +274,18 @@ def test_what_is_no_token_is_refused_by_name(words: str) -> None:
     assert refused.value.code == "token_invalid"
 
 
+async def test_a_dry_run_says_that_the_token_has_ended(tmp_path: Path) -> None:
+    account, user, hour = generate("account"), generate("user"), time.time() - 3600
+    jwt = encode(account, user.public, "c", {"type": "user"}, issued=int(hour), expires=int(hour) + 60)
+    ended = msgspec.structs.replace(NODE, jwt=jwt, seed=user.seed)
+    request = JoinRequest(
+        token=ended.text(), folder=tmp_path, state_dir=tmp_path, foreground=True, dry_run=True
+    )
+    with pytest.raises(Refused, match="expired at") as refused:
+        await joining.join(request, Progress())
+    assert refused.value.code == "token_invalid"
+
+
 def test_a_program_reads_one_document_also_when_a_step_fails(tmp_path: Path) -> None:
     folders = ["--folder", str(tmp_path), "--state-dir", str(tmp_path)]
     for words in (["join", "isthmus1.e30", "--dry-run"], ["join", NODE.text(), "--kind", "cloud", "--dry-run"]):
@@ -316,8 +331,19 @@ def test_tokens_for_many_nodes_are_made_at_once(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "tokens").iterdir()} == {0o600}
     counted = json.loads(runner.invoke(root, [*create, "rack", "--count", "3", "--json"]).stdout)
     assert [each["node"] for each in counted] == ["rack-1", "rack-2", "rack-3"]
-    for wrong in (["a", "b"], ["a", "b", "--count", "2"], []):
-        assert isinstance(runner.invoke(root, [*create, *wrong]).exception, IsthmusError)
+    (tmp_path / "twice.txt").write_text("a gz cloud\na ams\n")  # which of the two?
+    (tmp_path / "long.txt").write_text(f"a {'x' * 64}\n")  # what no controller would take
+    for wrong in (
+        ["a", "b"],
+        ["a", "b", "--count", "2"],
+        [],
+        ["--file", str(tmp_path / "twice.txt")],
+        ["--file", str(tmp_path / "long.txt")],
+        ["a", "--site", "a\nb"],
+        ["a", "--minutes", "5"],
+    ):
+        assert isinstance(runner.invoke(root, [*create, *wrong]).exception, IsthmusError), wrong
+    assert "0<x<=10080" in runner.invoke(root, ["token", "create", "--help"]).output
 
 
 def test_a_node_with_pods_does_not_leave_unasked(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from controlplane.cluster.addressing.pool import cursor_behind
 from controlplane.cluster.decision import Decision, DecisionContext, definition_of
 from controlplane.cluster.decisions.given_range import Finding, place, read
-from controlplane.cluster.decisions.nodes import SITE_LIMIT, UID_LIMIT, Addresses, addresses, obstacle
+from controlplane.cluster.decisions.nodes import UID_LIMIT, Addresses, addresses, obstacle
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.input_checks import text
 from controlplane.cluster.state import ClusterState, Node
@@ -28,7 +28,7 @@ from events.protocol.commands import (
     EndAdoption,
     JoinNode,
 )
-from events.subjects import check_label, check_node_name
+from events.subjects import check_label, check_node_name, check_site
 from events.types import (
     AdoptionBegun,
     AdoptionEnded,
@@ -205,7 +205,7 @@ def _identity(item: AdoptedNode) -> tuple[Addresses | None, list[Finding]]:
     checks: tuple[Callable[[], str], ...] = (
         lambda: check_node_name(item.node),
         lambda: text(item.uid, "uid", limit=UID_LIMIT, empty=False),
-        lambda: text(item.site, "site", limit=SITE_LIMIT),
+        lambda: check_site(item.site),
     )
     for check in checks:
         try:

@@ -22,7 +22,7 @@ from controlplane.cluster.keys import GivenKey, key_events, key_of, unable
 from controlplane.cluster.state import ClusterState, Node, Range, asker_node
 from events.errors import Refused
 from events.protocol.commands import ChangeUnderlay, FenceNode, JoinNode, LeaveNode, RemoveNode
-from events.subjects import check_node_name
+from events.subjects import check_node_name, check_site
 from events.types import (
     AllocationRefused,
     ConflictOverridden,
@@ -48,7 +48,6 @@ class Addresses(NamedTuple):
 
 
 UID_LIMIT = 128
-SITE_LIMIT = 63
 
 
 def join(
@@ -124,7 +123,7 @@ def _check_join(command: JoinNode) -> None:
     """Refuse what no state could make right. Raises Refused and BadRequest."""
     check_node_name(command.node)
     text(command.uid, "uid", limit=UID_LIMIT, empty=False)
-    text(command.site, "site", limit=SITE_LIMIT)
+    check_site(command.site)
     if command.range:
         raise Refused(
             "static_range_refused",

@@ -12,13 +12,11 @@ from datetime import datetime
 import msgspec
 
 from controlplane.cluster.decision import Decision, DecisionContext, definition_of
-from controlplane.cluster.decisions.nodes import SITE_LIMIT
 from controlplane.cluster.decisions.nodes import join as join_node
-from controlplane.cluster.input_checks import text
 from controlplane.cluster.state import ClusterState
 from events.errors import BadRequest, Refused
 from events.protocol.commands import JoinNode, SharedUse, UseToken
-from events.subjects import check_node_name
+from events.subjects import check_node_name, check_site
 from events.types import JoinTokenUsed, SharedTokenUsed
 
 _KEY_LENGTH = 56
@@ -61,7 +59,7 @@ def use(state: ClusterState, command: UseToken, now: datetime, context: Decision
 
 def _shared(state: ClusterState, command: UseToken, shared: SharedUse, now: datetime) -> SharedTokenUsed:
     """The event of a use that the token allows. Raises Refused, BadRequest."""
-    text(shared.site, "site", limit=SITE_LIMIT)
+    check_site(shared.site)
     if not 1 <= shared.uses <= USES_MAX or shared.kind not in {"", "cloud", "external"}:
         raise BadRequest(
             "bad_request",
