@@ -120,7 +120,7 @@ def _way(way: PeerWayView) -> str:
 
 def _nat(view: NodeView) -> str:
     """Since when it is known to be behind NAT, and how."""
-    how = f"seen as {view.seen_as}" if view.seen_as else "its agent was told so"
+    how = f"then seen as {view.seen_as}" if view.seen_as else "its agent was told so"
     return f"since sequence {view.behind_nat:,}, {how}"
 
 

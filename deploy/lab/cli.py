@@ -302,6 +302,7 @@ def exec(machine: str, command: tuple[str, ...], name: str) -> None:  # noqa: A0
 
     \b
     isthmus lab exec cloud-1 ip -d link show type vxlan
+    isthmus lab exec cloud-1 isthmus agent status
     isthmus lab exec controller isthmus events tail
     isthmus lab exec idc-1-a ping -c 3 10.200.0.2
     isthmus lab exec router                          (a shell)
@@ -318,9 +319,11 @@ def exec(machine: str, command: tuple[str, ...], name: str) -> None:  # noqa: A0
         enter_sandbox += ["-U", "--preserve-credentials"]
     # The second step uses PIDs of the lab's own PID namespace, which the first one has entered.
     enter_machine = ["nsenter", "-t", str(pid), "-m", "-u", "-n", "--", *(command or (shell,))]
+    kept = run_directory.for_lab(name).node(machine) / "state"
     environment = {
         **os.environ,
         **state.environment,
+        **({"ISTHMUS_STATE_DIR": str(kept)} if kept.is_dir() else {}),
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin",
         "PS1": f"{machine}# ",
     }

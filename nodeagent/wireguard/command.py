@@ -51,8 +51,8 @@ def wireguard_options(command: Command) -> Command:
 
 @click.command("rotate-key")
 @click.option(
-    "--state-dir", type=click.Path(path_type=Path), default=DEFAULT_STATE_DIR, show_default=True,
-    help="The agent's folder.",
+    "--state-dir", envvar="ISTHMUS_STATE_DIR", type=click.Path(path_type=Path), default=DEFAULT_STATE_DIR,
+    show_default=True, help="The agent's folder.",
 )  # fmt: skip
 @json_option
 def rotate_key_command(state_dir: Path, as_json: bool) -> None:

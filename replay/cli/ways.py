@@ -73,10 +73,10 @@ def _end(session: Session, end: End) -> str:
     site = f"site {end.site}" if end.site else "no site"
     if not end.nat:
         return f"{site}, not behind NAT"
-    seen = f", seen as {end.seen_as}" if end.seen_as else ""
+    seen = f", then seen as {end.seen_as}" if end.seen_as else ""
     then = end.behind_nat
     since = f" since event {then.sequence:,} · {session.when(then)}" if then else ""
-    return f"{site}, behind NAT{seen}{since}"
+    return f"{site}, behind NAT{since}{seen}"
 
 
 def _line(session: Session, step: WayStep) -> tuple[int, str, str]:

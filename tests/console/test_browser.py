@@ -320,7 +320,7 @@ def test_a_nodes_page_says_which_way_its_packets_take_to_whom(browser, started):
         page.get_by_role("link", name="Nodes", exact=True).click()
         marked = page.locator("td.c-announced", has_text="NAT")
         expect(marked).to_have_count(1)
-        expect(marked.locator("span.muted")).to_have_attribute("title", "behind NAT, seen as 203.0.113.9")
+        expect(marked.locator("span.muted")).to_have_attribute("title", "behind NAT; first seen as 203.0.113.9")
         page.get_by_role("link", name="Mesh", exact=True).click()
         hidden, site = page.get_by_role("list", name="Sites"), state.nodes[nat].site
         expect(hidden.locator("li", has_text="behind NAT")).to_contain_text(f"{site} · ")

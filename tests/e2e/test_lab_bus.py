@@ -66,6 +66,8 @@ class TestInNamespaces:
             )  # fmt: skip
             assert {each["lag"] for each in json.loads(mirror.stdout)} == {0}, mirror.stderr
             assert isthmus("lab", "exec", "bus-3", "hostname", env=where).stdout == "bus-3\n"
+            status = isthmus("lab", "exec", "cloud-1", "isthmus", "agent", "status", "--json", env=where)
+            assert json.loads(status.stdout)["node"] == "cloud-1", status.stderr
             # Who has nothing to show gets in nowhere, at the hub or at the site.
             for name, url in (("bus-1", "tls://100.64.0.241:4222"), ("idc-bus", "tls://192.168.50.5:4222")):
                 stranger = isthmus(

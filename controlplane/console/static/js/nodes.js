@@ -139,7 +139,7 @@ export class NodesPage {
     // What an agent said that is silent now is what was: it is shown as such.
     return h("tr", { "aria-rowindex": place + 2, class: node.stale ? "stale" : "" },
       h("td", {}, link(`/nodes/${encodeURIComponent(node.name)}`, node.name)), h("td", {}, stateLabel(state)), h("td.c-kind", {}, kindLabel(node.kind)), h("td.c-site", {}, node.site || "–"),
-      h("td.c-announced", {}, mono(node.announced), node.behind_nat ? h("span.muted", { title: node.seen_as ? `behind NAT, seen as ${node.seen_as}` : "behind NAT" }, " NAT") : ""), h("td", {}, mono(node.range || "–")), h("td.c-pods.right.num", {}, pods(node)), h("td.c-mtu.right.num", {}, mtu(node)), h("td.c-applied.right.num", {}, node.applied ? n(node.applied) : "–"),
+      h("td.c-announced", {}, mono(node.announced), node.behind_nat ? h("span.muted", { title: node.seen_as ? `behind NAT; first seen as ${node.seen_as}` : "behind NAT" }, " NAT") : ""), h("td", {}, mono(node.range || "–")), h("td.c-pods.right.num", {}, pods(node)), h("td.c-mtu.right.num", {}, mtu(node)), h("td.c-applied.right.num", {}, node.applied ? n(node.applied) : "–"),
       h("td.c-behind.right.num", {}, node.applied ? n(behind(node)) : "–"), h("td.c-age_s", {}, seen(node)), h("td", {}, store.recorded ? kernelLabel(node) : "–"), h("td.c-version", {}, node.version || "–"));
   }
 }
@@ -194,7 +194,7 @@ export class NodePage {
       this.top.replaceChildren(h("h1", {}, this.name), row ? stateLabel(shownState(row)) : stateLabel("unknown", "not a member"), row && h("span.chip", {}, kindLabel(row.kind)), row?.site && h("span.chip", {}, row.site));
       if (row) panels.push(panel("Network", h("dl.facts", {},
         fact("Range", mono(row.range)), fact("Gateway of its pods", mono(node.gateway)), fact("Pods", (row.pods ?? -1) < 0 ? `at most ${n(node.usable_pods)}` : pods(row)), fact("MTU of its pods", mtu(row)), fact("Reached at", mono(row.announced)),
-        fact("Own address", mono(node.underlay)), row.behind_nat ? fact("Behind NAT", ["since event ", link(`/events/${row.behind_nat}`, n(row.behind_nat)), row.seen_as ? ", seen as " : "", row.seen_as ? mono(row.seen_as) : ""]) : "", fact("VTEP MAC", mono(node.vtep_mac)), fact("Epoch", link(`/events/${row.epoch}`, n(row.epoch))), fact("Joined", link(`/events/${node.joined}`, n(node.joined))), fact("Uid", mono(node.uid)))));
+        fact("Own address", mono(node.underlay)), row.behind_nat ? fact("Behind NAT", ["since event ", link(`/events/${row.behind_nat}`, n(row.behind_nat)), row.seen_as ? ", then seen as " : "", row.seen_as ? mono(row.seen_as) : ""]) : "", fact("VTEP MAC", mono(node.vtep_mac)), fact("Epoch", link(`/events/${row.epoch}`, n(row.epoch))), fact("Joined", link(`/events/${node.joined}`, n(node.joined))), fact("Uid", mono(node.uid)))));
       if (row && !node.position.recorded) panels.push(panel("Agent", h("p.muted", {}, "Not recorded at this moment.")));
       else if (row) panels.push(panel("Agent", h("dl.facts", {},
         fact("State", row.state ?? "unknown"), fact("Applied", row.applied ? n(row.applied) : "–"), fact("Behind", row.applied ? `${n(row.behind ?? 0)} events` : "–"), fact("Last report", seen(row)),
