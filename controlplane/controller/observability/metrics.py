@@ -11,6 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from operator import attrgetter, itemgetter
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Observation
 
@@ -40,6 +41,11 @@ COUNTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
 
 SITE_PAIRS_MAX = 400
 """Pairs of sites that have series."""
+
+
+_WAITED_S, _AGAIN = itemgetter(1), itemgetter(4)  # of a DecidedCommand
+_TOOK_S = itemgetter(1)  # of an AnsweredCommand
+_TYPE = attrgetter("envelope.type")
 
 
 class ControllerMetrics(Observer):
@@ -98,23 +104,20 @@ class ControllerMetrics(Observer):
             self._alarms.add(0, {"name": alarm})
         self._idle: set[int] = set()  # the controller's own looks that found nothing to do
         self._waited_s = 0.0
-        self._group: dict[tuple[str, str], list[float]] = {}  # command, code → count, slowest (seconds)
+        self._group: dict[tuple[str, str], tuple[int, float]] = {}  # command, code → count, slowest (seconds)
 
     # --- the observer's side ------------------------------------------------------------------------
 
     def decided(self, commands: Sequence[DecidedCommand]) -> None:
-        waited_max_s, conflicts, idle = self._waited_s, 0, self._idle
-        for request, waited_s, _, events, again in commands:
-            conflicts += again
-            if not events and isinstance(request.command, Tick):
-                idle.add(id(request))
-                continue
-            if again:
-                idle.discard(id(request))
-            waited_max_s = max(waited_max_s, waited_s)
-        self._waited_s = waited_max_s
+        conflicts, idle = sum(map(_AGAIN, commands)), self._idle
         if conflicts:
             self._conflicts.add(conflicts)
+            idle.difference_update([id(request) for request, _, _, _, again in commands if again])
+        for request in [one.request for one in commands if not one[3]]:
+            if isinstance(request.command, Tick):
+                idle.add(id(request))
+        counted = [one for one in commands if id(one.request) not in idle] if idle else commands
+        self._waited_s = max(self._waited_s, max(map(_WAITED_S, counted), default=0.0))
 
     def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:  # noqa: ARG002
         self._append.record(took_s)
@@ -122,34 +125,36 @@ class ControllerMetrics(Observer):
 
     def answered(self, commands: Sequence[AnsweredCommand], *, sequence: int) -> None:  # noqa: ARG002  the observer's
         idle, group = self._idle, self._group
-        for request, took_s, error in commands:
-            if idle and id(request) in idle:
-                # Every second the leader looks whether time has brought anything. To count that as commands
-                # would hide how long those take that somebody waits for.
-                idle.discard(id(request))
-                if error is None:
-                    continue
-            key = (request.command.name, error.code if error else "ok")
-            entry = group.get(key)
-            if entry is not None:
-                entry[0] += 1
-                entry[1] = max(entry[1], took_s)
-                continue
-            if not group:
-                # The answers of one group come in one turn of the loop; recording each would cost more
-                # than answering it.
-                asyncio.get_running_loop().call_soon(self._record_group)
-            group[key] = [1, took_s]
+        if idle:
+            # Every second the leader looks whether time has brought anything. To count that as commands
+            # would hide how long those take that somebody waits for.
+            looked = idle.intersection([id(one.request) for one in commands])
+            idle -= looked
+            commands = [one for one in commands if one.error is not None or id(one.request) not in looked]
+        if commands and not group:
+            # The answers of one group come in one turn of the loop; recording each would cost more
+            # than answering it.
+            asyncio.get_running_loop().call_soon(self._record_group)
+        told = [(request.command.name, error.code if error else "ok") for request, _, error in commands]
+        kinds = dict.fromkeys(told)
+        for kind in kinds:
+            mine = (
+                commands
+                if len(kinds) == 1
+                else [one for one, other in zip(commands, told, strict=True) if other == kind]
+            )
+            count, slowest_s = group.get(kind, (0, 0.0))
+            group[kind] = count + len(mine), max(slowest_s, *map(_TOOK_S, mine))
 
     def _record_group(self) -> None:
         self._queued.record(self._waited_s)
         self._waited_s = 0.0
         for (command, code), (count, slowest_s) in self._group.items():
             labels = {"command": command, "code": code}
-            self._answers.add(int(count), labels)
+            self._answers.add(count, labels)
             self._commands.record(slowest_s, labels)
             if code != "ok":
-                self._refusals.add(int(count), {"code": code})
+                self._refusals.add(count, {"code": code})
         self._group.clear()
 
     def projected(self, *, last: int, count: int, took_s: float) -> None:  # noqa: ARG002
@@ -163,11 +168,7 @@ class ControllerMetrics(Observer):
 
     def stored(self, events: Sequence[Recorded]) -> None:
         """Count stored events by type."""
-        counts: dict[str, int] = {}
-        for recorded in events:
-            name = recorded.envelope.type
-            counts[name] = counts.get(name, 0) + 1
-        for name, count in counts.items():
+        for name, count in Counter(map(_TYPE, events)).items():
             self._events.add(count, {"type": name})
 
     # --- gauges --------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from nats.aio.client import Client
@@ -50,6 +51,10 @@ log = logging.getLogger("isthmus.observability")
 RECALLED = 50
 SINGLY = 16
 """Transactions of one run that are measured one by one; more are measured together."""
+
+
+_EVENT = attrgetter("event")
+_OUT = frozenset({NodeLeft, NodeFenced})
 
 
 @dataclass(slots=True, eq=False)
@@ -204,11 +209,12 @@ class Observability:
     def _stored(self, run: Sequence[Recorded]) -> None:
         now = time.monotonic()
         self.metrics.stored(run)
-        for recorded in run:
-            if isinstance(recorded.event, (NodeLeft, NodeFenced)):
-                self.convergence.gone(recorded.event.node)
-                self.recorder.gone(recorded.event.uid, recorded.envelope.time)
-        ends = [r for r in run if r.envelope.tx_index == r.envelope.tx_count - 1]
+        if not _OUT.isdisjoint(map(type, map(_EVENT, run))):
+            for recorded in run:
+                if isinstance(recorded.event, (NodeLeft, NodeFenced)):
+                    self.convergence.gone(recorded.event.node)
+                    self.recorder.gone(recorded.event.uid, recorded.envelope.time)
+        ends = [r for r in run if (place := r[1]).tx_index == place.tx_count - 1]
         if len(ends) > SINGLY:
             # A storm is one thing that happens to the agents; measuring each part would tell no more.
             last = ends[-1]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from operator import attrgetter, itemgetter
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -34,6 +35,8 @@ OWN_ACTOR = "controller/"
 """How the actor of a controller's own commands begins (see the ticker)."""
 
 _ROOT = Context()
+_REQUEST, _TOOK_S, _EVENTS = itemgetter(0), itemgetter(2), itemgetter(3)  # of a DecidedCommand
+_DRY_RUN = attrgetter("dry_run")
 
 
 class _Open:
@@ -101,31 +104,34 @@ class TracingObserver(Observer):
             attributes["isthmus.dry_run"] = True
         return attributes
 
-    # In a storm a few commands of a group are recorded: only they are looked at one by one.
+    # In a storm a few commands of a group are recorded: only they are looked at one by one, and the others by
+    # nothing that is written in Python.
 
     def decided(self, commands: Sequence[DecidedCommand]) -> None:
         open_ = self._open
         if not open_:
             return
-        mine = [place for place, command in enumerate(commands) if id(command[0]) in open_]
+        mine = self._mine(commands)
         if not mine:
             return
         # They were decided one after another.
-        ended = time.time_ns() - int(sum([command[2] for command in commands]) * 1e9)
+        ended = time.time_ns() - int(sum(map(_TOOK_S, commands)) * 1e9)
         at = before = 0
         for place in mine:
-            for other, _, took_s, events, _ in commands[at:place]:
-                ended += int(took_s * 1e9)
-                before += 0 if other.dry_run else events
+            others = commands[at:place]
+            ended += int(sum(map(_TOOK_S, others)) * 1e9)
+            if any(map(_DRY_RUN, map(_REQUEST, others))):
+                others = [other for other in others if not other.request.dry_run]
+            before += sum(map(_EVENTS, others))
             at = place
             request, waited_s, took_s, events, _ = commands[place]
             open_[id(request)].decision = (ended + int(took_s * 1e9), took_s, waited_s, events, before)
 
     def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:
         open_ = self._open
-        mine = [open_[id(request)] for request in requests if id(request) in open_] if open_ else []
-        if not mine:
+        if not open_ or open_.keys().isdisjoint(map(id, requests)):
             return
+        mine = [open_[id(request)] for request in requests if id(request) in open_]
         end = time.time_ns()
         start = end - int(took_s * 1e9)
         recorded: list[tuple[_Open, int, int]] = []
@@ -161,8 +167,13 @@ class TracingObserver(Observer):
         open_ = self._open
         if not open_:
             return
-        for request, took_s, error in [command for command in commands if id(command[0]) in open_]:
+        for request, took_s, error in [commands[place] for place in self._mine(commands)]:
             self._ended(request, open_.pop(id(request)), sequence, took_s, error)
+
+    def _mine(self, commands: Sequence[DecidedCommand] | Sequence[AnsweredCommand]) -> list[int]:
+        """The places of those that are recorded, ascending."""
+        identities = list(map(id, map(_REQUEST, commands)))
+        return sorted(map(identities.index, self._open.keys() & identities))
 
     def _ended(
         self, request: Request, entry: _Open, sequence: int, took_s: float, error: IsthmusError | None
