@@ -13,13 +13,13 @@ from deploy.join.joining import FOLDER
 from deploy.join.progress import Progress
 from events.bus.connection import BusOptions, connect
 from events.bus.enrolment import PENDING_KEY
-from events.cli.config import load
+from events.cli.config import load, read
 from events.cli.options import default_actor
-from events.errors import IsthmusError, Refused, Unavailable
+from events.errors import IsthmusError, Refused
 from nodeagent import identity
 from nodeagent.clean import clean
 from nodeagent.cli import run_command
-from nodeagent.config import DEFAULT_DEVICE
+from nodeagent.config import DEFAULT_DEVICE, DEFAULT_STATE_DIR
 from nodeagent.local_files import LocalStatus, read_status, running
 from nodeagent.membership.cache import Cache
 from nodeagent.pods.addresses import Pods
@@ -40,10 +40,32 @@ class LeaveRequest(msgspec.Struct, frozen=True, kw_only=True):
     untold: bool = False
 
 
-def settings(request: LeaveRequest) -> dict[str, object]:
-    """What the join wrote down for the agent; empty when it is gone. Raises IsthmusError."""
+def settings(request: LeaveRequest) -> tuple[dict[str, object], LeaveRequest]:
+    """What the join wrote down for the agent, empty when it is gone, and the request with its folder of state.
+
+    Raises IsthmusError for settings that no agent would take; with ``untold`` what can be read of them counts.
+    """
     config = request.folder / "agent.toml"
-    return load(config, run_command) if host.current(config) is not None else {}
+    there = host.current(config)
+    if there is None:
+        return {}, request
+    if request.untold:
+        values, _ = read(there, run_command)
+    else:
+        try:
+            values = load(config, run_command)
+        except IsthmusError as error:
+            raise _all_the_same(error, request) from error
+    if str(request.state_dir) == DEFAULT_STATE_DIR and values.get("state_dir"):
+        request = msgspec.structs.replace(request, state_dir=Path(str(values["state_dir"])))
+    return values, request
+
+
+def _all_the_same(error: IsthmusError, request: LeaveRequest, more: str = "") -> IsthmusError:
+    """The same error with the way to leave without a word to the cluster."""
+    command = files.leave_command(request.folder, request.state_dir, "--untold")
+    said = f"{error.message.rstrip()}. To leave all the same: `{command}`{more}"
+    return type(error)(error.code, said, **error.details)
 
 
 def running_pods(request: LeaveRequest) -> tuple[LocalStatus, Pods] | None:
@@ -51,7 +73,7 @@ def running_pods(request: LeaveRequest) -> tuple[LocalStatus, Pods] | None:
 
     Raises IsthmusError, OSError.
     """
-    values = settings(request)
+    values, request = settings(request)
     status = _last_word(values, request)
     if status is None:
         return None
@@ -90,7 +112,7 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
     """
     host.require_root()
     config = request.folder / "agent.toml"
-    values = settings(request)
+    values, request = settings(request)
     node = str(values.get("node", ""))
     unit, kept = request.unit_folder / files.UNIT, request.folder / containers.FILE
     sysctl = request.sysctl_folder / host.SYSCTL_FILE
@@ -112,6 +134,7 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
                 f"join runs it: stop it where it was started",
                 path=str(request.state_dir),
             )
+    fenced = False
     with progress.step("cluster") as step:
         status = _last_word(values, request)
         if status is None:
@@ -121,28 +144,30 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
             try:
                 await _tell(values, status, request)
                 step.done(f"node {node} has left; {status.range or 'no range'} drains")
-            except Refused as error:
-                if error.code != "node_unknown":
-                    raise
-                live = error.details.get("live_uid")
-                step.unchanged(
-                    f"node {node} is another installation now (uid {live}); that one stays" if live
-                    else f"node {node} is no member any more"
-                )  # fmt: skip
-            except Unavailable as error:
-                if not request.untold:
-                    raise Unavailable(
-                        error.code,
-                        f"{error.message}. To leave all the same: "
-                        f"`{files.leave_command(request.folder, request.state_dir, '--untold')}`; the cluster "
-                        f"keeps the range until somebody runs `isthmus node remove {node}`",
-                        **error.details,
+            except IsthmusError as error:
+                fenced, live = error.code == "node_fenced", error.details.get("live_uid")
+                if fenced or error.code == "node_unknown":
+                    step.unchanged(
+                        f"node {node} is another installation now (uid {live}); that one stays" if live
+                        else f"node {node} {'was fenced' if fenced else 'is no member any more'}"
+                    )  # fmt: skip
+                elif error.code == "identity_twice" and request.untold:
+                    step.done(f"not told: node {node} goes on where the cluster has it")
+                elif request.untold:
+                    step.done(
+                        f"not told ({error.code}): run `isthmus node remove {node}` at the operator's desk"
+                    )
+                else:
+                    keeps = f"; the cluster keeps the range until somebody runs `isthmus node remove {node}`"
+                    raise _all_the_same(
+                        error, request, "" if error.code == "identity_twice" else keeps
                     ) from error
-                step.done(f"not told ({error.code}): run `isthmus node remove {node}` at the operator's desk")
     with progress.step("kernel") as step:
         device = _device(values)
         cni = Path(str(values.get("cni_dir") or "/etc/cni/net.d"))
         removed = await clean(request.state_dir, cni, device)
+        if fenced and identity.known_of(request.state_dir) is None:  # the agent had not heard of it
+            identity.renew(request.state_dir)  # the machine's own uid can never join again
         (step.done if removed else step.unchanged)("; ".join(removed) or "nothing of ours was here")
     with progress.step("files") as step:
         gone = [str(path) for path in (unit, kept, sysctl, config) if host.remove(path)]

@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from events.bus.access.nkeys import generate
 from events.bus.enrolment import JoinToken, read_token
 from events.cli.config import read
 from events.errors import IsthmusError, Refused, Usage
+from nodeagent import identity
 from nodeagent.cli import run_command
 from nodeagent.config import DEFAULT_NETWORK
 from nodeagent.local_files import LocalStatus, write_status
@@ -151,8 +153,14 @@ def _as_a_container(place: Site, c: Node, words: list[str]) -> None:
     assert isthmus("c", *join, env=found).stdout.count("= container") == 1
     other = isthmus("c", "join", NODE.text(), *words, "--foreground", env=found)
     assert "[machine_is_a_node]" in other.stderr
+    assert place.isthmus("node", "fence", "c", "--yes").returncode == 0
+    uid = c.status()["uid"]
     left = isthmus("c", "leave", "--yes", *words[:4], env=found)
     assert "stopped and removed (podman)" in left.stdout, left.stdout + left.stderr
+    assert "node c was fenced" in left.stdout
+    known = identity.known_of(c.directory / "state")
+    assert known is not None
+    assert known.uid != uid, "that one can never join again"
     assert (list((c.directory / "etc").iterdir()), (here / "pid").exists()) == ([], False)
     until(lambda: place.nodes["a"].status()["peers"] == 1, "a forgets c again")
 
@@ -368,6 +376,37 @@ def test_a_node_with_pods_does_not_leave_unasked(tmp_path: Path) -> None:
     done = CliRunner().invoke(leave, ["--state-dir", str(tmp_path), "--folder", str(folder)])
     assert "--yes" in str(done.exception), "without a terminal nobody is asked"
     assert (tmp_path / "status.json").exists()
+
+
+@inside
+def test_a_machine_leaves_whatever_is_wrong_with_its_files() -> None:
+    """The refusal quotes a way out that works, and a folder of state that the settings name is found by it."""
+    sh("mount -t tmpfs none /var/lib")
+    with tempfile.TemporaryDirectory() as name:
+        folder, state = Path(name) / "etc", Path(name) / "state"
+        folder.mkdir()
+        state.mkdir()
+        settings = files.settings(
+            NODE, credentials="", ca=str(folder / "ca.pem"), kind="external", site="", underlay="eth0",
+            state_dir=state,
+        )  # fmt: skip
+        faulty = {
+            "credentials_invalid": settings,  # the certificate is cut
+            "config_invalid": f'{settings}creds = "{folder}/agent.creds"\n',  # that file is gone
+        }
+        for code, text in faulty.items():
+            (folder / "agent.toml").write_text(text)
+            (folder / "ca.pem").write_text("-----BEGIN")
+            status = LocalStatus(node="c", uid="u", cluster="default", pid=1, started_at=0, written_at=0)
+            write_status(state, status)
+            error = CliRunner().invoke(root, ["leave", "--yes", "--folder", str(folder)]).exception
+            assert isinstance(error, IsthmusError)
+            assert error.code == code
+            way_out = error.message.split("`isthmus ")[1].partition("`")[0]
+            left = CliRunner().invoke(root, shlex.split(way_out))
+            assert left.exit_code == 0, left.output
+            assert "not told (credentials_" in left.output
+            assert (list(folder.iterdir()), [one.name for one in state.iterdir()]) == ([], ["lock"])
 
 
 def test_an_agent_that_began_before_its_settings_were_written_is_started_afresh(tmp_path: Path) -> None:
