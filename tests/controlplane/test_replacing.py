@@ -104,6 +104,19 @@ def test_of_two_agents_with_one_identity_one_counts(world: World) -> None:
     assert not says("copy", 5, "192.0.2.99", "b2")
 
 
+def test_who_has_left_is_nobody_beside_the_next_one_of_that_name(world: World) -> None:
+    """A machine leaves, and another one takes its name: no second installation is told of, unless it speaks."""
+    door = ReportIntake(Liveness(), lambda: world.state, clock=lambda: 1000.0)
+    last = AgentStatus(node="n0", uid="uid-0", applied=0, sent_at=NOW, interval_s=5, state="stopping")
+    world.ok(LeaveNode(node="n0", uid="uid-0"))
+    assert not door.take(last)
+    world.join(0, uid="reinstalled")
+    door.caught_up(["n0"])
+    assert not door.conditions()
+    assert not door.take(last)
+    assert [condition.code for condition in door.conditions()] == ["identity_mismatch"]
+
+
 def test_two_agents_with_one_address_that_report_in_turn_are_noticed(world: World) -> None:
     """Copies of a running machine have its boot id, too. A late report of a process that ended is none."""
     member, moment = world.state.nodes["n0"], [1000.0]

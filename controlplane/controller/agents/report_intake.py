@@ -229,10 +229,12 @@ class ReportIntake:
 
     def caught_up(self, joined: Iterable[str] | None = None) -> None:
         """Look again at the reports that are ahead, and of those that ``joined`` (None: of everybody)."""
-        now, sequence = self._clock(), self._state().sequence
+        now, state = self._clock(), self._state()
+        sequence = state.sequence
         for node in list(self._strangers) if joined is None else joined:
-            waited = self._strangers.pop(node, None)
-            if waited is not None:
+            waited, member = self._strangers.pop(node, None), state.nodes.get(node)
+            if waited is not None and (member is None or member.uid == waited.status.uid):
+                # Another one's is from before this member came. If that one lives, it says so again.
                 self.refused -= 1
                 self.take(waited.status, age_s=waited.age_s + now - waited.since_s)
         for waited in list(self._ahead.values()):
