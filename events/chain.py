@@ -98,15 +98,21 @@ class Linker:
             f"{sequence}\n{subject}\n{self._version}\n{name}\n{type_name}\n"
             f"{self._before}\n{index}\n{self._after}\n{len(body)}"
         )
-        return _digest(previous, sequence, frame, body)
+        if frame.count("\n") != _NEWLINES:
+            raise _two_values(sequence)
+        return sha256(b"%b%b\n%b" % (previous, frame.encode(), body)).digest()
 
 
 def _digest(previous: bytes, sequence: int, frame: str, body: bytes) -> bytes:
     if frame.count("\n") != _NEWLINES:
-        raise VerificationFailed(
-            "chain_broken", f"event {sequence}: an identity header contains a line break", sequence=sequence
-        )
+        raise _two_values(sequence)
     return sha256(b"%b%b\n%b" % (previous, frame.encode(), body)).digest()
+
+
+def _two_values(sequence: int) -> VerificationFailed:
+    return VerificationFailed(
+        "chain_broken", f"event {sequence}: an identity header contains a line break", sequence=sequence
+    )
 
 
 def verify_link(head: Head, sequence: int, subject: str, headers: Mapping[str, str], body: bytes) -> Head:

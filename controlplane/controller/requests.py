@@ -43,6 +43,8 @@ _NODE_SCOPED = {cls.name for cls in COMMANDS if cls.node_scoped}
 _COMMAND_ID = re.compile(r"[!-~]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _ACTOR_LIMIT = 256
+CORRELATION, CAUSATION = "ce-correlationid", "ce-causationid"
+TRACE_PARENT, TRACE_STATE = "traceparent", "tracestate"
 _SCHEMA_VERSION = str(SCHEMA_VERSION)
 NODE_IDS = "node/"
 BRIDGE_IDS = f"{subjects.BRIDGE}-"
@@ -126,18 +128,21 @@ def parse(
         actor=_actor(headers, f"node/{asker}" if asker else f"{subjects.BRIDGE}/" if bridge else ""),
         received_s=received_s,
         node=asker,
-        instance=_text(headers, INSTANCE, 64),
-        dry_run=headers.get(DRY_RUN, "") in {"1", "true"},
-        correlation_id=_text(headers, "ce-correlationid", 128),
-        causation_id=_text(headers, "ce-causationid", 128),
-        traceparent=_traceparent(headers),
-        tracestate=_text(headers, "tracestate", 512),
+        # Which of these there are is asked for every request, and hardly any has one.
+        instance=_text(headers, INSTANCE, 64) if INSTANCE in headers else "",
+        dry_run=DRY_RUN in headers and headers[DRY_RUN] in {"1", "true"},
+        correlation_id=_text(headers, CORRELATION, 128) if CORRELATION in headers else "",
+        causation_id=_text(headers, CAUSATION, 128) if CAUSATION in headers else "",
+        traceparent=_traceparent(headers) if TRACE_PARENT in headers else "",
+        tracestate=_text(headers, TRACE_STATE, 512) if TRACE_STATE in headers else "",
     )
 
 
 def _address(cluster: str, subject: str) -> tuple[str, str | None, bool]:
     """The command's name, the node's token when the subject is node-scoped, and whether it is the bridge's."""
     tokens = subject.split(".")
+    if len(tokens) == 6 and tokens[5] in _NODE_SCOPED and tokens[:4] == ["isthmus", cluster, "command", "node"]:
+        return tokens[5], tokens[4], False  # nearly all
     if len(tokens) < 4 or tokens[0] != "isthmus" or tokens[2] != "command":
         raise BadRequest("unknown_command", f"{subject[:128]!r} is no command subject", subject=subject[:128])
     if tokens[1] != cluster:
@@ -225,7 +230,7 @@ def _actor(headers: Mapping[str, str], proven: str) -> str:
 
 def _traceparent(headers: Mapping[str, str]) -> str:
     """The W3C trace context, or nothing when it is malformed (the specification says: ignore it)."""
-    value = headers.get("traceparent", "")
+    value = headers.get(TRACE_PARENT, "")
     return value if value and _TRACEPARENT.fullmatch(value) else ""
 
 

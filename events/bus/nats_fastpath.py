@@ -33,6 +33,8 @@ from events.bus.retry import backoff_s
 from events.errors import IsthmusError
 
 _NOTHING: Mapping[str, str] = {}
+_PLAIN, _HEADED = frozenset({4, 5}), frozenset({5, 6})
+"""Words of a MSG and of an HMSG line; the more is with a reply subject."""
 
 REFUSALS = ("authentication", "authorization", "account", "maximum connections", "revoked", "during the login")
 _CLOSE_S = 0.5
@@ -88,10 +90,15 @@ class FastParser(Parser):
         resets, position, self._wanted = self._resets, 0, 0
         while (end := data.find(b"\r\n", position)) >= 0:
             words = data[position:end].split()
-            kind = words[0] if words else b""
-            heads = 1 if kind == b"HMSG" else 0
-            known = (kind == b"MSG" or heads) and 4 <= len(words) - heads <= 5
-            if not (known and words[2].isdigit() and words[-1].isdigit() and words[-1 - heads].isdigit()):
+            count, kind = len(words), words[0] if words else b""
+            heads = kind == b"HMSG"
+            if not (
+                (heads or kind == b"MSG")
+                and count in (_HEADED if heads else _PLAIN)
+                and words[2].isdigit()
+                and words[-1].isdigit()
+                and (not heads or words[-2].isdigit())
+            ):
                 await super().parse(data[position : end + 2])
                 if resets != self._resets:
                     return
@@ -106,15 +113,11 @@ class FastParser(Parser):
                 self._wanted = stop + 2 - position
                 break
             body = start + int(words[-2]) if heads else start
-            message = (
-                int(words[2]),
-                words[1],
-                words[3] if len(words) - heads == 5 else b"",
-                data[body:stop],
-                data[start:body] if heads else None,
-            )
-            if not self.nc._taken(*message):  # noqa: SLF001  the client's other half
-                await self.nc._process_msg(*message)  # noqa: SLF001  as nats-py's parser does
+            reply = words[3] if count == (6 if heads else 5) else b""
+            headers = data[start:body] if heads else None
+            sid, subject, payload = int(words[2]), words[1], data[body:stop]
+            if not self.nc._taken(sid, subject, reply, payload, headers):  # noqa: SLF001  the client's other half
+                await self.nc._process_msg(sid, subject, reply, payload, headers)  # noqa: SLF001  as nats-py's does
                 if resets != self._resets:
                     return
             position = stop + 2
@@ -212,7 +215,7 @@ class FastClient(Client):
     def _taken(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> bool:
         """Give the message to the plain function that takes those of its subscription; False: there is none."""
         take, subscription = self._takers.get(sid), self._subs.get(sid)
-        if take is None or subscription is None or subscription.pending_msgs or subscription._max_msgs:  # noqa: SLF001  what ends by itself, nats-py counts
+        if take is None or subscription is None or subscription._max_msgs:  # noqa: SLF001  what ends by itself, nats-py counts
             return False
         if headers and not headers.startswith(FIRST_LINE):
             return False
@@ -425,7 +428,8 @@ def inline(subscription: Subscription, take: Take | None = None) -> Subscription
     """Call the subscription's callback as each message is read, instead of from a task of its own.
 
     For callbacks that never wait: the connection reads nothing until they return. Call it right
-    behind ``subscribe``. ``take``, which raises nothing, is called instead wherever no ``Msg`` is needed.
+    behind ``subscribe``. ``take``, which raises nothing and minds no order, is called instead of the callback
+    wherever no ``Msg`` is needed.
     """
     client = subscription._conn  # noqa: SLF001  nats-py has no public way from one to the other
     if isinstance(client, FastClient) and subscription._cb is not None:  # noqa: SLF001

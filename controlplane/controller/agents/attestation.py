@@ -86,8 +86,7 @@ class Attestor:
 
     def fold(self, events: Iterable[Recorded]) -> None:
         """Follow further events; those that the loaded state knew are skipped."""
-        for recorded in events:
-            sequence, event = recorded.sequence, recorded.event
+        for sequence, _, event, _ in events:
             if sequence <= self._sequence:
                 continue
             self._sequence = sequence

@@ -71,8 +71,10 @@ class PendingReplies:
         if not request.dry_run:
             self._by_id.pop(request.command_id, None)
         answers, pending.answers = pending.answers, []
-        for position, answer in enumerate(answers):
-            if position and isinstance(outcome, CommandReply) and not outcome.duplicate:
+        if answers:
+            answers[0](outcome)
+        for answer in answers[1:] if len(answers) > 1 else ():
+            if isinstance(outcome, CommandReply) and not outcome.duplicate:
                 outcome = msgspec.structs.replace(outcome, duplicate=True)
             answer(outcome)
         error = outcome if isinstance(outcome, IsthmusError) else None
