@@ -7,7 +7,8 @@ Nothing here knows what an event means.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from controlplane.readmodel.schema import OPEN
@@ -158,7 +159,7 @@ def bulk(
             marks = f"({', '.join('?' * width)})"
             text = _texts[head, size, tail] = head + ", ".join([marks] * size) + tail
         while len(pending) - position >= size:
-            chunk: Iterator[Iterable[Any]] = iter(pending[position : position + size])
-            touched += execute(text, [value for row in chunk for value in row]).rowcount
+            values = list(chain.from_iterable(pending[position : position + size]))
+            touched += execute(text, values).rowcount
             position += size
     return touched
