@@ -273,11 +273,13 @@ class StatusReporter:
             pod_directory=str(self._config.pod_directory),
             pods=self._pods.pods.own if self._pods.pods is not None else -1,
             stray_pods=self._pods.strays,
-            ways=self._ways.report(time.monotonic(), len(view.peers)).sentence(),
+            # A copy of a member that reports has no way to anybody, whatever the member's is.
+            ways="" if self._session.held else self._ways.report(time.monotonic(), len(view.peers)).sentence(),
             nat=self._behind_nat(),
-            encryption=self._encryption.line(),
+            encryption="" if self._session.held else self._encryption.line(),
             peer_ways=tuple(
                 LocalWay(peer.node, way.kind, way.via, way.encrypted, time.time() - age_s, why)
                 for peer, way, age_s, why in self._ways.newest(time.monotonic(), LISTED_MAX)
+                if not self._session.held
             ),
         )

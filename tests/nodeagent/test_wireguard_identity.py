@@ -65,6 +65,9 @@ def test_a_copy_of_a_disk_draws_no_packet_from_the_machine() -> None:
         until(lambda: last_seen(a) > before, "the machine is heard of again", 60)
         sh("ip link set v-x up")
         says(x, "If 10.0.0.3 is a copy of that machine")
+        until(
+            lambda: not any(x.status()[what] for what in ("ways", "peer_ways", "encryption")), "it has no way"
+        )
         assert "10.0.0.1" not in str(b.status()["conditions"])
         assert not devices_of(x)
         missing = lost(*flows)
