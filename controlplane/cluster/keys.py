@@ -76,6 +76,8 @@ def can_encrypt(known: NodeKey | None) -> bool:
 
 def unable(state: ClusterState, node: str, given: GivenKey | None) -> Refused | None:
     """Why a node that comes with this cannot become a member: the cluster encrypts, or is about to."""
+    if not state.encryption:  # nothing was ever said of it
+        return None
     here = state.encrypts
     if here.off or (given is not None and given.port):
         return None

@@ -69,8 +69,13 @@ class NodeBudgets:
         Raises Overloaded(overloaded): the request was not taken, and repeating it later is safe.
         """
         known, now = self._of(node), time.monotonic()
-        self._take(known, node, "commands", now)
         kind = self._kind(node, command)
+        if not known:  # of all that it may ask for it has spent nothing: nearly always, a node joins once
+            known["commands"] = now + BUDGETS["commands"].every_s
+            if kind:
+                known[kind] = now + BUDGETS[kind].every_s
+            return kind
+        self._take(known, node, "commands", now)
         if kind:
             self._take(known, node, kind, now)
         return kind

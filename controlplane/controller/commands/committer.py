@@ -196,9 +196,10 @@ class Committer:
         if context is not None:
             pending.trace = context
         self._replies.expect(pending)
+        if not self._waiting:  # else it is known that there is something to do
+            self._idle.clear()
+            self._wake.set()
         self._waiting.append(pending)
-        self._idle.clear()
-        self._wake.set()
 
     async def submit(self, request: Request) -> CommandReply:
         """Queue a command and wait for its answer. Raises what it is refused with.

@@ -222,6 +222,7 @@ class Endpoint:
                 "log_unavailable", f"the answer has {len(body):,} bytes, the bus carries {limit:,}"
             )
             body, headers = encode_error(error)
+        if not self._answers:  # else they are on their way, and it is known
+            self._sent.clear()
+            self._wake.set()
         self._answers.append(_new(Outgoing, (reply, body, headers, "")))
-        self._sent.clear()
-        self._wake.set()

@@ -60,12 +60,15 @@ class TracingObserver(Observer):
     def __init__(self, telemetry: Telemetry, cluster: str) -> None:
         self._telemetry = telemetry
         self._tracer = telemetry.tracer
+        self._roots = telemetry.sampling.root if telemetry.sampling is not None else None
         self._cluster = cluster
         self._stream = subjects.stream(cluster)
         self._open: dict[int, _Open] = {}
 
     def received(self, request: Request) -> TraceContext | None:
         written = request.traceparent
+        if not written and self._roots is not None and self._roots.spent():  # in a storm nearly all
+            return None
         if self._telemetry.would_drop(written):
             # The events must not claim a trace that nobody records.
             return TraceContext(f"{written[:-2]}00", request.tracestate) if written else None
