@@ -21,13 +21,18 @@ class Second(msgspec.Struct, frozen=True):
     vni: int
 
 
-def from_mapped(second: Second | None) -> list[str]:
-    """The rules for packets of its VNI that were sent to this node; none where there is no such device."""
+def from_mapped(second: Second | None, underlay: str) -> list[str]:
+    """The rules for packets of its VNI that were sent to this node; none where there is no such device.
+
+    The first one knows what comes to the node's own address without looking up a route.
+    """
     if second is None:
         return []
+    proven = "ip saddr . udp sport @mapped notrack accept"
     return [
+        *([f"ip daddr {underlay} {proven}"] if underlay and ":" not in underlay else []),
         "fib daddr type != local goto passing",
-        "ip saddr . udp sport @mapped notrack accept",
+        proven,
         "counter drop",
     ]
 

@@ -217,7 +217,7 @@ table inet {TABLE} {{
     ip saddr {containers} ip daddr != {containers} counter drop
   }}
   chain from_mapped {{
-    {LINES(from_mapped(second))}
+    {LINES(from_mapped(second, rules.underlay))}
   }}
   chain sent {{
     type filter hook output priority raw; policy accept;
