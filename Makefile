@@ -2,7 +2,7 @@
 # Everything goes into .venv/ and build/ in this checkout.
 
 BIN := .venv/bin
-# Five workers more than there are cores (tests/conftest.py); a file stays on one, because its tests share servers.
+# Four workers more than there are cores (tests/conftest.py); a file stays on one, because its tests share servers.
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 LAB_ARGS ?=
 

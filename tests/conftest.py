@@ -53,12 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """``-n auto``: five more than there are cores, because real clusters and kernels often only wait.
+    """``-n auto``: four more than there are cores, because real clusters and kernels often only wait.
 
     They wait for promised times of the product (a lease, a fencing time), so most cannot be shortened: a test
     in namespaces computes for a third of its time. Those of ``make test-fast`` only compute.
     """
-    return len(os.sched_getaffinity(0)) + 5 * (os.environ.get("ISTHMUS_HYPOTHESIS") != "fast")
+    return len(os.sched_getaffinity(0)) + 4 * (os.environ.get("ISTHMUS_HYPOTHESIS") != "fast")
 
 
 # Deterministic by default: the same commit gives the same verdict. `ISTHMUS_HYPOTHESIS=explore`

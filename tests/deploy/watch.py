@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
 
 from tests.nodeagent.site import Node
@@ -20,7 +21,7 @@ class Watch:
     def __init__(self, node: Node) -> None:
         self.node = node
         self._files: dict[str, IO[bytes]] = {
-            watch: (node.directory / f"{watch.split()[0]}.log").open("w+b") for watch in (*ROWS, FIREWALL)
+            watch: (node.directory / f"{watch.split()[0]}.log").open("wb") for watch in (*ROWS, FIREWALL)
         }
         self._processes = [
             subprocess.Popen(["ip", "netns", "exec", node.name, *watch.split()], stdout=file, stderr=file)
@@ -50,9 +51,9 @@ class Watch:
         return [*self.rows(), *self._lines(FIREWALL)]
 
     def _lines(self, watch: str) -> list[str]:
-        file = self._files[watch]
-        file.seek(0)
-        return [line.strip() for line in file.read().decode().splitlines()]
+        # Opened anew: whoever moves the place in the program's own file has it write over what it wrote.
+        whole = Path(self._files[watch].name).read_text().rpartition("\n")[0]
+        return [line.strip() for line in whole.splitlines()]
 
     def stop(self) -> None:
         for process in self._processes:

@@ -32,7 +32,6 @@ from nodeagent.path_mtu.probe import Path as Path_
 from nodeagent.path_mtu.probe import measure
 from nodeagent.pods import cni
 from tests.nodeagent.sandbox import inside, sh
-from tests.nodeagent.site import until
 
 ROW = (Kind.FDB, b"\x66\0\0\0\0\1")
 
@@ -415,15 +414,16 @@ def test_receive_offload_follows_what_arrives() -> None:
 def test_receive_offload_is_switched_by_the_devices_own_counters() -> None:
     sh("ip link add left type veth peer name right && ip link set left mtu 9000 up && "
                    "ip link set right mtu 9000 up")  # fmt: skip
-    found, sent = Merging(None), 0
+    found = Merging(None)
     host_settings.set_gro("right", on=True)
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
         sender.bind(("left", 0))
         for size, on in ((8000, False), (64, False), (1450, True), (64, True), (8000, False)):
-            for _ in range(1200):
-                sender.send(bytes.fromhex("020000000001020000000002") + b"\x08\0" + bytes(size))
-            sent += 1200
-            until(lambda: merging.arrived("right").packets >= sent, "they have arrived")  # noqa: B023
+            frame = bytes.fromhex("020000000001020000000002") + b"\x08\0" + bytes(size)
+            goal = merging.arrived("right").packets + 1200
+            while merging.arrived("right").packets < goal:  # a busy machine's queue drops some of so many
+                for _ in range(100):
+                    sender.send(frame)
             found.look("right", 1450)
             assert found.on is on, f"{size} bytes a packet"
             assert host_settings.set_gro("right", on=on) is False, "the device has it so"
