@@ -435,5 +435,5 @@ def inline(subscription: Subscription, take: Take | None = None) -> Subscription
     if isinstance(client, FastClient) and subscription._cb is not None:  # noqa: SLF001
         client._inline[subscription._id] = subscription._cb  # noqa: SLF001
         if take is not None:
-            client._takers[subscription._id] = take  # noqa: SLF001
+            client._takers[subscription._id] = take  # noqa: SLF001  nor to its number
     return subscription
