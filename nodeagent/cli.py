@@ -13,21 +13,19 @@ from typing import Any
 import click
 import msgspec
 
-from events.cli.hints import hint
 from events.cli.listen import METAVAR, Listen
 from events.cli.numbers import Finite
-from events.cli.options import BusContext, bus_options, confirm, json_option, run
+from events.cli.options import BusContext, bus_options, json_option, run
 from events.cli.tables import console, escaped, print_json
 from events.subjects import check_node_name
-from nodeagent.config import DEFAULT_CNI_DIR, DEFAULT_DEVICE, DEFAULT_STATE_DIR, AgentConfig, check
-from nodeagent.wireguard.command import rotate_key_command, wireguard_options
+from nodeagent.commands.leave import leave_command
+from nodeagent.commands.options import state_option
+from nodeagent.commands.pods import end_pods_command, install_plugin_command
+from nodeagent.commands.removal import clean_command, forget_command, give_back_command, new_identity_command
+from nodeagent.commands.wireguard import rotate_key_command, wireguard_options
+from nodeagent.config import DEFAULT_CNI_DIR, DEFAULT_DEVICE, AgentConfig, check
 
 DEFAULT_METRICS = "127.0.0.1:7481"
-
-state_option = click.option(
-    "--state-dir", envvar="ISTHMUS_STATE_DIR", type=click.Path(path_type=Path), default=DEFAULT_STATE_DIR,
-    show_default=True, help="Where the agent keeps its uid, cache and status.",
-)  # fmt: skip
 
 
 class _RunByDefault(click.Group):
@@ -55,7 +53,11 @@ def agent() -> None:
     """
 
 
-agent.add_command(rotate_key_command)
+for command in (
+    rotate_key_command, clean_command, give_back_command, forget_command, new_identity_command,
+    install_plugin_command, end_pods_command, leave_command,
+):  # fmt: skip
+    agent.add_command(command)
 
 
 @agent.command("run")
@@ -220,203 +222,6 @@ def capture_command(device: str, pod: str, seconds: float, expression: tuple[str
         raise Usage("usage", f"--pod {pod!r} is no IPv4 address of a pod") from error
     was_on = run(capture(device, address, seconds, expression))
     click.echo("fast flows took the stack meanwhile" if was_on else "the fast path was off", err=True)
-
-
-@agent.command("clean")
-@state_option
-@click.option("--cni-dir", type=click.Path(path_type=Path), default=DEFAULT_CNI_DIR, show_default=True)
-@click.option("--device", default=DEFAULT_DEVICE, show_default=True)
-@click.option("--for", "release", type=click.Choice(["0.2.0"]), help="Only what this release does not know.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@json_option
-def clean_command(
-    *, state_dir: Path, cni_dir: Path, device: str, release: str | None, yes: bool, as_json: bool
-) -> None:
-    """Remove everything of ours from this node: device, rows, firewall, CNI file, state. On purpose only.
-
-    The cluster is not told: `isthmus agent leave` or `isthmus node remove` does that. Pods lose their peers.
-
-    With --for 0.2.0 only that goes which an agent of that release would leave for good: the fast path,
-    devices of encryption and of ways through NAT, direct routes. Packets go on by the tunnel.
-    """
-    from nodeagent.clean import clean, clean_newer
-
-    confirm("Pods on this node lose the overlay. Go on?", yes=yes or release is not None)
-    removed = run(clean_newer(state_dir, device) if release else clean(state_dir, cni_dir, device))
-    if as_json:
-        print_json({"removed": removed})
-    else:
-        click.echo("\n".join(f"removed {what}" for what in removed) or "nothing of ours was here")
-
-
-@agent.command("give-back")
-@state_option
-@click.option("--cni-dir", type=click.Path(path_type=Path), default=DEFAULT_CNI_DIR, show_default=True)
-@click.option("--device", default=DEFAULT_DEVICE, show_default=True)
-@click.option("--to", "old", default="flannel.1", show_default=True, metavar="DEVICE",
-              help="The name that the device had.")  # fmt: skip
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@json_option
-def give_back_command(
-    *, state_dir: Path, cni_dir: Path, device: str, old: str, yes: bool, as_json: bool
-) -> None:
-    """Give a node that was taken over (`--take-over`) back to flannel, while its packets flow.
-
-    Stop the agent first, and start flannel behind it. The node stays a member: other nodes' rows towards it are
-    right in both networks.
-
-    \b
-    Example: systemctl stop isthmus-agent && isthmus agent give-back --yes
-    """
-    from nodeagent.clean import give_back
-
-    confirm("Flannel's device, routes, rules and CNI file come back. Go on?", yes=yes)
-    done = run(give_back(state_dir, cni_dir, device, old))
-    if as_json:
-        print_json({"done": done})
-    else:
-        click.echo("\n".join(done) or "nothing of ours was here")
-
-
-@agent.command("forget")
-@state_option
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-def forget_command(state_dir: Path, yes: bool) -> None:
-    """Forget the log that was followed; keep every row, the firewall and the node's identity.
-
-    For `log_replaced`: the bus was restored from a backup that misses what this node has seen. Stop the
-    agent, forget, start it: it reads the log that the bus has now and writes only what differs.
-
-    \b
-    Example: systemctl stop isthmus-agent && isthmus agent forget
-    """
-    from nodeagent.clean import forget
-
-    confirm("The log on the bus becomes the truth for this node. Go on?", yes=yes)
-    there = forget(state_dir)
-    click.echo(
-        "the followed log is forgotten; the rows are as they were"
-        if there
-        else f"no log was followed in {state_dir}"
-    )
-
-
-@agent.command("new-identity")
-@state_option
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def new_identity_command(state_dir: Path, yes: bool) -> None:
-    """Give this installation a new uid: for a cloned machine, a fenced uid, or damaged identity files.
-
-    Started again, the agent joins as a new node and gets a new range; what runs here with the old one it says.
-
-    \b
-    Example: systemctl stop isthmus-agent && isthmus agent new-identity --yes
-    """
-    from nodeagent.clean import new_identity
-
-    confirm("Join anew, with another uid and another range?", yes=yes)
-    click.echo(f"the uid is {new_identity(state_dir)} from now on")
-
-
-@agent.command("install-plugin")
-@click.option("--cni-bin-dir", default="", metavar="DIRECTORY",
-              help="Where the CNI plugins are [/opt/cni/bin, /usr/lib/cni, /usr/libexec/cni].")  # fmt: skip
-def install_plugin_command(cni_bin_dir: str) -> None:
-    """Put our CNI plugin beside the standard ones (`portmap`), in this release's version.
-
-    A running agent sees it within seconds and ends the CNI chain with it: then pods are known by name, and the
-    container runtime hears whether their packets pass. Nothing changes for pods that run.
-
-    \b
-    Example:
-      isthmus agent install-plugin --cni-bin-dir /opt/cni/bin
-    """
-    from events.errors import Refused
-    from nodeagent.pods import chain
-
-    places = chain.directories(cni_bin_dir)
-    try:
-        written = chain.install(places)
-    except OSError as error:
-        raise Refused(
-            "not_permitted", f"the plugin cannot be written ({error}): run as root, or name --cni-bin-dir"
-        ) from error
-    for path in written:
-        click.echo(f"{path} written")
-    if not written:
-        click.echo(f"nothing to do in {', '.join(places)}: it is there, or no standard plugin (portmap) is")
-
-
-@agent.command("end-pods")
-@state_option
-@click.option("--cni-data-dir", default="", metavar="DIRECTORY", help="As the agent's.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@json_option
-def end_pods_command(state_dir: Path, cni_data_dir: str, yes: bool, as_json: bool) -> None:
-    """End the pods whose addresses are of a range that this node no longer has.
-
-    Their processes get SIGTERM, and SIGKILL after 10 s; the container runtime starts the pods anew with
-    addresses of the new range. Other pods are not touched.
-
-    \b
-    Example:
-      isthmus agent end-pods --yes
-    """
-    from nodeagent import local_files
-    from nodeagent.pods.end import end
-    from nodeagent.pods.leaving import pods_here
-
-    status = local_files.read_status(state_dir)
-    data_dir = Path(cni_data_dir or status.pod_directory or state_dir / "pod-addresses")
-    strays = pods_here(state_dir, status, data_dir).strays
-    if strays:
-        confirm(f"End {len(strays)} pods ({', '.join(strays[:10])})?", yes=yes)
-    ended = end(strays, data_dir)
-    if as_json:
-        print_json({"ended": ended})
-    else:
-        lines = [f"{address}: {count} processes ended" for address, count in ended.items()]
-        click.echo("\n".join(lines) or "no pod has an address of a range that this node does not have")
-
-
-@agent.command("leave")
-@bus_options
-@state_option
-@click.option("--cni-dir", type=click.Path(path_type=Path), default=DEFAULT_CNI_DIR, show_default=True)
-@click.option("--reason", default="", help="For the record.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask, and leave although pods run here.")
-def leave_command(context: BusContext, state_dir: Path, cni_dir: Path, reason: str, yes: bool) -> None:
-    """Tell the cluster that this node leaves; its range drains, and the others remove their rows.
-
-    Stop the agent first, or it joins again at its next start. The node's own rows stay until `clean`. Its
-    range is not reused before no pod on it has an address of it.
-    """
-    from events.bus.connection import connect
-    from nodeagent import identity, local_files
-    from nodeagent.pods.leaving import is_elsewhere, leave, pods_here, refuse_running
-
-    status = local_files.read_status(state_dir)
-    pods = pods_here(state_dir, status, Path(status.pod_directory or state_dir / "pod-addresses"))
-    elsewhere = is_elsewhere(state_dir, status)
-    if not yes:
-        chosen = state_dir != Path(DEFAULT_STATE_DIR)
-        way = "isthmus agent leave --yes" + (f" --state-dir {state_dir}" if chosen else "")
-        refuse_running(pods, status, hint(context.cluster, way))
-    confirm(f"Leave the cluster with {status.node}? Its range drains and its pods lose their network.", yes=yes)
-
-    async def go() -> None:
-        client = await connect(context.bus, name=f"isthmus-leave/{status.node}")
-        try:
-            named = msgspec.structs.replace(status, cluster=context.cluster)
-            await leave(
-                client, named, pods, reason=reason, cni_dir=cni_dir, actor=context.actor, elsewhere=elsewhere
-            )
-        finally:
-            await client.close()
-
-    run(go())
-    identity.left(state_dir)
-    click.echo(f"{status.node} has left; {status.range or 'no range'} drains")
 
 
 @click.command()

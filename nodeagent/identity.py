@@ -81,16 +81,16 @@ def identify(directory: Path, *, given: str = "", machine_uid: str = "") -> Iden
 def _settled(directory: Path, file: _UidFile, known: Identity | None) -> str:
     """The uid on which the files agree, or that the sound one says; empty when this is a new installation."""
     if known is None:
-        witnesses = [name for name in (IDENTITY_FILE, VIEW_FILE) if (directory / name).exists()]
+        witnesses = damaged(directory)
         if file.uid or (not file.there and not witnesses):
             return file.uid
-        damaged = directory / (UID_FILE if file.there else witnesses[0])
+        path = directory / (UID_FILE if file.there else witnesses[0])
         raise Refused(
             "identity_unreadable",
-            f"{damaged} holds no uid, and nothing else in {directory} says who this installation is: restore "
+            f"{path} holds no uid, and nothing else in {directory} says who this installation is: restore "
             f"that file, give the uid that the cluster knows (`isthmus node list` shows it) by --uid, or make "
             f"this a new node: isthmus agent new-identity --yes --state-dir {shlex.quote(str(directory))}",
-            path=str(damaged),
+            path=str(path),
         )
     if not file.uid or known.uid.startswith(file.uid):
         return known.uid
@@ -99,7 +99,7 @@ def _settled(directory: Path, file: _UidFile, known: Identity | None) -> str:
             "identity_unreadable",
             f"{directory / UID_FILE} says uid {file.uid!r}, {IDENTITY_FILE} beside it {known.uid!r}: say "
             f"which it is by --uid {known.uid}, or make this a new node: isthmus agent new-identity --yes "
-            f"--state-dir {directory}",
+            f"--state-dir {shlex.quote(str(directory))}",
             path=str(directory / UID_FILE),
             uid=known.uid,
         )
@@ -154,6 +154,16 @@ def known_of(directory: Path) -> Identity | None:
             if _is_uid(said.uid):
                 return said.identity()
     return None
+
+
+def damaged(directory: Path, more: tuple[str, ...] = ()) -> list[str]:
+    """Where :func:`known_of` knows of nobody: its files that are there all the same, and those of ``more``."""
+    return [name for name in (IDENTITY_FILE, VIEW_FILE, *more) if (directory / name).exists()]
+
+
+def kept_uid(directory: Path) -> str:
+    """What the file ``uid`` says; empty when that is no uid. Raises OSError."""
+    return _uid_file(directory).uid
 
 
 def _checksum(identity: Identity) -> int:

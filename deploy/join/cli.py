@@ -24,7 +24,7 @@ from events.cli.files import INPUT_FILE, Input
 from events.cli.options import confirm, json_option, run
 from events.cli.tables import print_json
 from events.errors import IsthmusError, Refused, Usage
-from nodeagent.cli import state_option
+from nodeagent.commands.options import state_option
 from nodeagent.local_files import running
 from nodeagent.pods.leaving import refuse_running
 

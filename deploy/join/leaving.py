@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from pathlib import Path
 
 import msgspec
@@ -20,10 +19,9 @@ from nodeagent import identity
 from nodeagent.clean import clean
 from nodeagent.cli import run_command
 from nodeagent.config import DEFAULT_DEVICE, DEFAULT_STATE_DIR
-from nodeagent.local_files import LocalStatus, read_status, running
-from nodeagent.membership.cache import Cache
+from nodeagent.local_files import LocalStatus, running
 from nodeagent.pods.addresses import Pods
-from nodeagent.pods.leaving import is_elsewhere, pods_here
+from nodeagent.pods.leaving import is_elsewhere, last_word, pods_here
 from nodeagent.pods.leaving import leave as leave_cluster
 
 CREDENTIAL_FILES = ("agent.creds", "ca.pem", "join.creds", PENDING_KEY)
@@ -74,27 +72,21 @@ def running_pods(request: LeaveRequest) -> tuple[LocalStatus, Pods] | None:
     Raises IsthmusError, OSError.
     """
     values, request = settings(request)
-    status = _last_word(values, request)
+    try:
+        status = _last_word(values, request)
+    except Refused:
+        if not request.untold:
+            raise
+        status = None
     if status is None:
         return None
     return status, pods_here(request.state_dir, status, _data_dir(values, status, request))
 
 
 def _last_word(values: dict[str, object], request: LeaveRequest) -> LocalStatus | None:
-    """What the agent said last; where that is cut or gone, what else its folder knows of the member that it is.
-
-    None when no agent was a member here.
-    """
-    with contextlib.suppress(IsthmusError):
-        return read_status(request.state_dir)
-    known = identity.known_of(request.state_dir)
-    if known is None or not known.node:
-        return None
-    view = Cache(request.state_dir).load(known.cluster, known.node, known.uid)
-    return LocalStatus(
-        node=known.node, uid=known.uid, cluster=known.cluster, pid=0, started_at=0, written_at=0,
-        range=view.own.cidr if view.own is not None else "", device=_device(values),
-    )  # fmt: skip
+    """Raises Refused(identity_unreadable, not_permitted)."""
+    named = {name: str(values.get(name, "")) for name in ("node", "cluster")}
+    return last_word(request.state_dir, **named, device=_device(values))
 
 
 def _device(values: dict[str, object]) -> str:
@@ -136,32 +128,32 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
             )
     fenced = False
     with progress.step("cluster") as step:
-        status = _last_word(values, request)
-        if status is None:
-            step.unchanged("no agent has run here: the cluster knows nothing to forget")
-        else:
-            node = node or status.node
-            try:
-                await _tell(values, status, request)
-                step.done(f"node {node} has left; {status.range or 'no range'} drains")
-            except IsthmusError as error:
-                fenced, live = error.code == "node_fenced", error.details.get("live_uid")
-                if fenced or error.code == "node_unknown":
-                    step.unchanged(
-                        f"node {node} is another installation now (uid {live}); that one stays" if live
-                        else f"node {node} {'was fenced' if fenced else 'is no member any more'}"
-                    )  # fmt: skip
-                elif error.code == "identity_twice" and request.untold:
-                    step.done(f"not told: node {node} goes on where the cluster has it")
-                elif request.untold:
-                    step.done(
-                        f"not told ({error.code}): run `isthmus node remove {node}` at the operator's desk"
-                    )
+        try:
+            status = _last_word(values, request)
+            if status is None:
+                step.unchanged("no agent has run here: the cluster knows nothing to forget")
+            else:
+                node = node or status.node
+                if await _tell(values, status, request):
+                    step.done(f"node {node} has left; {status.range or 'no range'} drains")
                 else:
-                    keeps = f"; the cluster keeps the range until somebody runs `isthmus node remove {node}`"
-                    raise _all_the_same(
-                        error, request, "" if error.code == "identity_twice" else keeps
-                    ) from error
+                    step.unchanged(f"node {node} is no member any more")
+        except IsthmusError as error:
+            fenced, live = error.code == "node_fenced", error.details.get("live_uid")
+            if fenced:
+                step.unchanged(f"node {node} was fenced")
+            elif error.code == "node_unknown":
+                step.unchanged(f"node {node} is another installation now (uid {live}); that one stays")
+            elif error.code == "identity_twice" and request.untold:
+                step.done(f"not told: node {node} goes on where the cluster has it")
+            elif request.untold:
+                remove = f"run `isthmus node remove {node or 'NODE'}` at the operator's desk"
+                step.done(f"not told ({error.code}): {remove}")
+            else:
+                keeps = (
+                    f"; the cluster keeps the range until somebody runs `isthmus node remove {node or 'NODE'}`"
+                )
+                raise _all_the_same(error, request, "" if error.code == "identity_twice" else keeps) from error
     with progress.step("kernel") as step:
         device = _device(values)
         cni = Path(str(values.get("cni_dir") or "/etc/cni/net.d"))
@@ -184,7 +176,8 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
     return node
 
 
-async def _tell(values: dict[str, object], status: LocalStatus, request: LeaveRequest) -> None:
+async def _tell(values: dict[str, object], status: LocalStatus, request: LeaveRequest) -> bool:
+    """Whether it was a member until now. Raises IsthmusError, OSError. Cancelled, it may have left."""
     data_dir = _data_dir(values, status, request)
     pods = await asyncio.to_thread(pods_here, request.state_dir, status, data_dir)
     cni_dir = Path(str(values.get("cni_dir") or "/etc/cni/net.d"))
@@ -195,7 +188,7 @@ async def _tell(values: dict[str, object], status: LocalStatus, request: LeaveRe
     )
     client = await connect(options, name=f"isthmus-leave/{status.node}")
     try:
-        await leave_cluster(
+        return await leave_cluster(
             client,
             status,
             pods,

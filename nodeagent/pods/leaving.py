@@ -5,6 +5,7 @@ For a node whose agent is stopped, so that nobody else says it.
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from nats.aio.client import Client
 from events import subjects
 from events.bus.client import ControllerClient
 from events.bus.retry import raise_if_cancelled
-from events.errors import Refused
+from events.errors import Refused, Unavailable
 from events.ids import new_id
 from events.jetstream.api import DEFAULT_PREFIX, prefix_of
 from events.jetstream.read import log_head
 from events.protocol.commands import INSTANCE, LeaveNode
 from events.status import AgentStatus
-from nodeagent.local_files import LocalStatus
+from nodeagent import identity
+from nodeagent.config import DEFAULT_DEVICE
+from nodeagent.local_files import STATUS_FILE, LocalStatus, read_status
 from nodeagent.membership.cache import Cache
 from nodeagent.netlink.links import own_addresses
 from nodeagent.pods import cni
@@ -37,6 +40,40 @@ def pods_here(state_dir: Path, status: LocalStatus, data_dir: Path) -> Pods:
     cidrs = view.plan.cidrs if view.plan is not None else (status.range,) if status.range else ()
     own = view.own.cidr if view.own is not None else status.range
     return find(data_dir, cidrs, own, device=status.device, sequence=view.sequence)
+
+
+def last_word(
+    state_dir: Path, *, node: str = "", cluster: str = "", device: str = DEFAULT_DEVICE
+) -> LocalStatus | None:
+    """What the agent said last; where that is cut or gone, what else its folder knows of the member that it is.
+
+    ``node``, ``cluster``, ``device``: what its settings say; with a sound uid that is enough where nothing else
+    is. None when no agent was a member here. Raises Refused: ``not_permitted``, and ``identity_unreadable``
+    where files of an agent are there and none says who it is.
+    """
+    with contextlib.suppress(Unavailable):
+        return read_status(state_dir)
+    known = identity.known_of(state_dir)
+    if known is None:
+        damaged = identity.damaged(state_dir, (STATUS_FILE,))
+        if not damaged:
+            return None
+        uid = identity.kept_uid(state_dir)
+        if not (uid and node and cluster):
+            raise Refused(
+                "identity_unreadable",
+                f"an agent has run here, and {' and '.join(damaged)} in {state_dir} cannot be read: nothing "
+                f"else there says which node this is",
+                path=str(state_dir),
+            )
+        known = identity.Identity(uid=uid, node=node, cluster=cluster)
+    if not known.node:
+        return None
+    view = Cache(state_dir).load(known.cluster, known.node, known.uid)
+    return LocalStatus(
+        node=known.node, uid=known.uid, cluster=known.cluster, pid=0, started_at=0, written_at=0,
+        range=view.own.cidr if view.own is not None else "", device=device,
+    )  # fmt: skip
 
 
 def is_elsewhere(state_dir: Path, status: LocalStatus) -> bool:
@@ -72,21 +109,22 @@ def refuse_running(pods: Pods, status: LocalStatus, command: str) -> None:
 
 async def leave(
     client: Client, status: LocalStatus, pods: Pods, *, reason: str, cni_dir: Path, actor: str, elsewhere: bool
-) -> None:
+) -> bool:
     """Take the CNI configuration away, leave, and say which ranges still have pods here.
 
     ``actor`` is the person or program that has asked for it, for the record. ``elsewhere``: this machine is not
     where the log has the node; if the node reports, it stays.
 
-    Raises IsthmusError, OSError; Refused(node_unknown) when it has left before, once its pods are said again.
-    Cancelled, the node may have left; repeating it then says so.
+    False when it was no member any more: a leave before this one may have been broken off behind the
+    controller's answer, so its pods are said again. Raises IsthmusError, OSError. Cancelled, the node may have
+    left; repeating it then says so.
     """
     cni.remove(cni_dir)
     controller = ControllerClient(client, status.cluster, actor=actor)
     command = LeaveNode(node=status.node, uid=status.uid, reason=reason)
     controller.node = status.node  # with the node's own credentials …
     headers = {INSTANCE: new_id()} if elsewhere else {}
-    gone: Refused | None = None
+    was_member = True
     try:
         try:
             sequence = (await controller.send(command, headers=headers)).sequence
@@ -98,8 +136,7 @@ async def leave(
     except Refused as error:
         if error.code != "node_unknown" or "live_uid" in error.details:
             raise
-        # A leave before this one may have ended before it said the rest, for which the range waits.
-        gone = error
+        was_member = False
         head = await log_head(
             client, status.cluster, prefix=prefix_of(client, DEFAULT_PREFIX), patience_s=PATIENCE_S
         )
@@ -121,5 +158,4 @@ async def leave(
     await client.publish(subjects.status(status.cluster, status.node), msgspec.json.encode(report))
     await client.flush()
     raise_if_cancelled()
-    if gone is not None:
-        raise gone
+    return was_member

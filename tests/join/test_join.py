@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from nodeagent import identity
 from nodeagent.cli import run_command
 from nodeagent.config import DEFAULT_NETWORK
 from nodeagent.local_files import LocalStatus, write_status
+from nodeagent.pods.leaving import last_word
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import BUS, ISTHMUS, Node, Site, site, until
 
@@ -393,19 +395,30 @@ def test_a_machine_leaves_whatever_is_wrong_with_its_files() -> None:
         faulty = {
             "credentials_invalid": settings,  # the certificate is cut
             "config_invalid": f'{settings}creds = "{folder}/agent.creds"\n',  # that file is gone
+            "identity_unreadable": settings,  # the disk gave out as all were written
         }
         for code, text in faulty.items():
             (folder / "agent.toml").write_text(text)
             (folder / "ca.pem").write_text("-----BEGIN")
             status = LocalStatus(node="c", uid="u", cluster="default", pid=1, started_at=0, written_at=0)
             write_status(state, status)
+            if code == "identity_unreadable":
+                for file in ("identity.json", "view.json", "status.json"):
+                    (state / file).write_text("{")
+                (state / "uid").write_text("u")  # with the settings' name that is enough
+                known = last_word(state, node="c", cluster="default")
+                assert known is not None
+                assert (known.node, known.uid, known.cluster) == ("c", "u", "default")
+                (state / "uid").write_text("")
             error = CliRunner().invoke(root, ["leave", "--yes", "--folder", str(folder)]).exception
             assert isinstance(error, IsthmusError)
             assert error.code == code
             way_out = error.message.split("`isthmus ")[1].partition("`")[0]
             left = CliRunner().invoke(root, shlex.split(way_out))
             assert left.exit_code == 0, left.output
-            assert "not told (credentials_" in left.output
+            assert re.search(
+                r"not told \((credentials_|identity_unreadable).* `isthmus node remove c`", left.output
+            )
             assert (list(folder.iterdir()), [one.name for one in state.iterdir()]) == ([], ["lock"])
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
+import sys
 import time
 
 import pytest
 
+from nodeagent import identity
 from tests.nodeagent.pods import Pod, ask
 from tests.nodeagent.sandbox import inside
 from tests.nodeagent.site import ISTHMUS, Node, Site, site
@@ -122,7 +125,11 @@ def test_a_node_that_leaves_says_that_no_pod_runs() -> None:
             f"1 pod still runs on a with addresses of the container network ({one.address})" in refused.stderr
         )
         one.delete()
+        point = "nodeagent.pods.leaving:subjects.status:before"  # behind the controller's answer
+        killed = [*leave[:4], sys.executable, "-m", "tests.nodeagent.killed_at", point, *leave[5:], "--yes"]
+        assert subprocess.run(killed, check=False).returncode == -signal.SIGKILL
         done = subprocess.run([*leave, "--yes"], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        assert (done.returncode, "no member any more" in done.stdout) == (0, True), done.stderr
+        assert getattr(identity.known_of(a.directory / "state"), "node", None) == "", "its next name may differ"
         assert not conflists(a)
         until(lambda: phase(place) in {"quarantined", "free"}, "the range goes on", 30)

@@ -11,7 +11,7 @@ import click
 from events.cli.options import json_option
 from events.cli.tables import print_json
 from events.protocol.encryption import WIREGUARD_PORT
-from nodeagent.config import DEFAULT_STATE_DIR
+from nodeagent.commands.options import state_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -50,10 +50,7 @@ def wireguard_options(command: Command) -> Command:
 
 
 @click.command("rotate-key")
-@click.option(
-    "--state-dir", envvar="ISTHMUS_STATE_DIR", type=click.Path(path_type=Path), default=DEFAULT_STATE_DIR,
-    show_default=True, help="The agent's folder.",
-)  # fmt: skip
+@state_option
 @json_option
 def rotate_key_command(state_dir: Path, as_json: bool) -> None:
     """Give this node another key; the running agent announces it within a second, else the next one does.
