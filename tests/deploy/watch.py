@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.waiting import wait_for as until
 
 ROWS = ("ip -o monitor link address neigh route", "bridge monitor fdb")
 FIREWALL = "nft monitor"
+NUMBERS = itertools.count()
 
 
 class Watch:
@@ -20,8 +22,10 @@ class Watch:
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        number = next(NUMBERS)  # of two that watch one node each writes a file of its own
         self._files: dict[str, IO[bytes]] = {
-            watch: (node.directory / f"{watch.split()[0]}.log").open("wb") for watch in (*ROWS, FIREWALL)
+            watch: (node.directory / f"{watch.split()[0]}-{number}.log").open("xb")
+            for watch in (*ROWS, FIREWALL)
         }
         self._processes = [
             subprocess.Popen(["ip", "netns", "exec", node.name, *watch.split()], stdout=file, stderr=file)

@@ -26,7 +26,7 @@ NAME = "main"
 API, SERVICES = "apiserver", "public-services"
 PORTS = {API: 6443, SERVICES: 8080}
 FLOW_S = 1.0
-END_LIMIT_S = 30.0
+START_LIMIT_S = END_LIMIT_S = 30.0
 OUTAGE_S = 0.5
 """A new connection that takes longer counts as lost where an outage is measured. TCP repeats after 1 s."""
 
@@ -80,10 +80,10 @@ class RequestFlow:
 async def request_flow(
     inside: Sequence[str], setup: ClbSetup, purpose: str, *, patience_s: float = OUTAGE_S
 ) -> AsyncIterator[RequestFlow]:
-    """Ask while the block runs; its results are there afterwards.
+    """Ask while the block runs, from its beginning on; its results are there afterwards.
 
-    Cancelled inside of the block, the results stay empty; the process that asks is ended, by SIGKILL if
-    END_LIMIT_S was not enough.
+    Raises CheckFailedError when nobody asks after START_LIMIT_S. Cancelled in the block, the results stay
+    empty; the process that asks is ended, by SIGKILL if END_LIMIT_S was not enough.
     """
     authority = [str(setup.authority)] if purpose == API else []
     address, port = setup.addresses[purpose], str(PORTS[purpose])
@@ -93,6 +93,7 @@ async def request_flow(
     )  # fmt: skip
     asked = RequestFlow(purpose)
     try:
+        await _asks(process)
         yield asked
     finally:
         try:
@@ -107,6 +108,20 @@ async def request_flow(
             asked.lasting.append(line)
         else:
             asked.found.append((line[0], line[1]))
+
+
+async def _asks(process: asyncio.subprocess.Process) -> None:
+    """Wait until it does: a busy machine may take seconds to start a program. Raises CheckFailedError.
+
+    Cancelled, it leaves the process as it is.
+    """
+    try:
+        async with asyncio.timeout(START_LIMIT_S):
+            began = await process.stdout.readline() if process.stdout is not None else b""
+    except TimeoutError:
+        began = b""
+    if not began:
+        raise CheckFailedError(f"the program that asks has not begun after {START_LIMIT_S:g} s")
 
 
 @asynccontextmanager

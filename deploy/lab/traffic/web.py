@@ -7,8 +7,8 @@
 A new connection is given up after PATIENCE seconds without an answer: a short one measures outages, a long
 one asks only whether an answer comes at all.
 
-`ask` writes a line of JSON per new connection, [when, who answered or ""], and one per lasting connection:
-{"server": who, "answered": how often, "broken": why or ""}.
+`ask` writes "asking" when it begins, then a line of JSON per new connection, [when, who answered or ""], and
+one per lasting connection: {"server": who, "answered": how often, "broken": why or ""}.
 
 It must never import anything of ours: it plays other people's programs.
 """
@@ -111,6 +111,8 @@ async def ask(address: str, port: int, patience: str, certificate: str = "") -> 
     context = ssl.create_default_context(cafile=certificate) if certificate else None
     ended = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
     under_way = {asyncio.create_task(_lasting(address, port, context, ended)) for _ in range(LASTING)}
+    sys.stdout.write("asking\n")
+    sys.stdout.flush()
     while not ended.done():
         task = asyncio.create_task(_once(address, port, context, float(patience)))
         under_way.add(task)
