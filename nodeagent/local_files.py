@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from events.bus.access.temporaries import drop_left, pattern
 from events.errors import Refused, Unavailable
 from events.input_files import read_regular
 from events.status import WayKind
@@ -124,7 +125,9 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = False, mode: in
 
     ``durable``: also after a loss of power. Another ``mode`` than the default holds whatever the umask. Written
     by root in a folder of the agent's own account, it is that account's: the agent must be able to read it.
+    What a process left of it that was killed is removed.
     """
+    drop_left(path.parent, pattern(path.name, r"\d+", ".new"))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that somebody laid

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from events.bus.access.temporaries import drop_left, pattern
 from events.errors import Refused
 
 
@@ -22,6 +23,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         if target.exists() and not target.is_file():
             yield target
             return
+        drop_left(target.parent, pattern(target.stem, r"\d+", f".new{target.suffix}"))
         beside = target.with_name(f".{target.stem}.{os.getpid()}.new{target.suffix}")
         try:
             yield beside

@@ -188,6 +188,8 @@ class Authority:
         with self.store.locked():
             principal = self.store.principal(role, cluster, name)
             if principal is not None and not principal.revoked_at:
+                if principal.account and not self.store.has_jwt(principal.account):
+                    self._write(principal)  # whoever made it was killed in between
                 return principal
             if principal is not None and not again:
                 raise Refused(
@@ -253,7 +255,7 @@ class Authority:
         pair = generate("user")
         token = self.sign_user(principal, pair.public, days=days)
         path = self.store.creds(principal)
-        write_secret(path, render(token, pair.seed))
+        write_secret(path, render(token, pair.seed), tidy=False)
         return path
 
     def sign_user(self, principal: Principal, public: str, *, days: float | None = None) -> str:
@@ -318,7 +320,7 @@ class Authority:
                 else:
                     principal.revocations |= {user.public: self.now() for user in principal.users}
                 principal.users = []
-                self._write(principal)
+            self._write(principal)  # again, too: whoever revoked it may have been killed on the way
             self.store.creds(principal).unlink(missing_ok=True)
         return principal
 
@@ -347,8 +349,8 @@ class Authority:
         """Replace a signing key (``people``, ``nodes``, ``enrol``) in two steps; return the accounts rewritten.
 
         First a new key signs and both are accepted; with ``finish`` the old one is dropped, and with it
-        everything that it signed. Raises BadRequest(bad_request), Refused(credentials_missing,
-        credentials_exist).
+        everything that it signed. Killed on the way, it can be repeated: the book is written last, and says
+        which key counts. Raises BadRequest(bad_request), Refused(credentials_missing, credentials_exist).
         """
         if name not in {"people", "nodes", "enrol"}:
             raise BadRequest("bad_request", f"{name!r} is no signing key; there are people, nodes and enrol")
@@ -364,13 +366,12 @@ class Authority:
                         f"a rotation of the {name} key is under way: end it with --finish first",
                     )
                 self.book.retired[name] = self.book.keys[name]
-                pair = generate("account")
-                self.store.write_key(name, pair)
-                self.book.keys[name] = pair.public
+                self.book.keys[name] = self.store.next_key(name).public
             count = 0
             for principal in self.store.principals():
                 if principal.account and not principal.revoked_at:
                     self._write(principal)
                     count += 1
             self.store.save(self.book)
+            self.store.settle_keys(self.book)
         return count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from deploy.credentials.cli_common import (
 )
 from deploy.credentials.tokens import MINUTES, USES_MAX
 from events.bus.access.creds import decode_claims, write_secret
+from events.bus.access.temporaries import drop_left
 from events.bus.enrolment import JoinToken
 from events.bus.names import HOSTNAME, NUMBER, check_names, name_of
 from events.cli.bus_urls import bus_servers
@@ -31,6 +33,8 @@ from events.subjects import check_node_name, check_site
 
 COUNT_MAX = 10_000
 FILE_LIMIT = 1024 * 1024
+LEFT = re.compile(r"\..+\.token\.[0-9a-f]{8}")
+"""What a killed process has left of a token's file."""
 
 
 @click.group()
@@ -146,9 +150,11 @@ def _say(
 ) -> None:  # fmt: skip
     """Make, write and print them one by one. Raises OSError."""
     made: list[JoinToken] = []
+    if to is not None:
+        drop_left(to, LEFT)
     for each in tokens_made:
         if to is not None:
-            write_secret(to / f"{files[len(made)]}.token", each.text() + "\n")
+            write_secret(to / f"{files[len(made)]}.token", each.text() + "\n", tidy=False)
         made.append(each)
     if as_json:
         print_json([

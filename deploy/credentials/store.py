@@ -6,6 +6,7 @@
     principals/          who exists: one file each (10,000 nodes must not share one); nothing secret
     tokens/              join tokens that were made: what each allows and who has used it; nothing secret
     keys/*.seed          operator, system, control, issuer, nodes, enrol, people       mode 0600
+    keys/*.next.seed     one that is to take the place of such a key, once the book names it
     tls/                 certificate authority and server certificates
     nats/                operator.jwt and accounts/*.jwt: what the servers need; public
     creds/               one .creds file per principal                                 mode 0600
@@ -19,8 +20,9 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +30,8 @@ import msgspec
 
 from deploy.credentials.layout import Role
 from events.bus.access.creds import write_secret
-from events.bus.access.nkeys import KeyPair, from_seed
+from events.bus.access.nkeys import KeyPair, from_seed, generate
+from events.bus.access.temporaries import LEFT_S, drop_left, pattern
 from events.errors import Refused
 from events.input_files import read_whole
 
@@ -112,6 +115,10 @@ def _decoded(file: Path, kind: type[Kept]) -> Kept:
         raise Refused("credentials_invalid", f"{file} is damaged: {error}") from error
 
 
+def _write(file: Path, content: str | bytes) -> None:
+    write_secret(file, content, tidy=False)  # of 10,000 nodes: :meth:`Store.locked` looks, once an hour
+
+
 class Store:
     """Access to one folder. Writing happens under a lock and by atomic replacement."""
 
@@ -128,9 +135,18 @@ class Store:
         handle = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
+            self._tidy(handle)
             yield
         finally:
             os.close(handle)
+
+    def _tidy(self, lock: int) -> None:
+        """Once an hour, as the lock's time says: remove what killed processes left half written."""
+        if os.fstat(lock).st_size and time.time() - os.fstat(lock).st_mtime < LEFT_S:
+            return
+        for folder, _, _ in os.walk(self.path):
+            drop_left(Path(folder), pattern())
+        os.pwrite(lock, b"\n", 0)
 
     def load(self) -> AuthorityKeys:
         """Raises Refused: ``credentials_missing`` without a book, ``credentials_invalid`` for a damaged one."""
@@ -149,10 +165,11 @@ class Store:
                 "credentials_invalid",
                 f"{file} has version {book.version}, this program knows {BOOK_VERSION}: use a matching release",
             )
+        self.settle_keys(book)
         return book
 
     def save(self, book: AuthorityKeys) -> None:
-        write_secret(self.path / "book.json", msgspec.json.format(msgspec.json.encode(book), indent=1))
+        _write(self.path / "book.json", msgspec.json.format(msgspec.json.encode(book), indent=1))
 
     def _principal_file(self, role: str, cluster: str, name: str) -> Path:
         folder = self.path / "principals" / cluster if cluster else self.path / "principals"
@@ -170,7 +187,7 @@ class Store:
 
     def save_principal(self, principal: Principal) -> None:
         file = self._principal_file(principal.role, principal.cluster, principal.name)
-        write_secret(file, msgspec.json.encode(principal))
+        _write(file, msgspec.json.encode(principal))
 
     def principals(self, *, role: Role | None = None, cluster: str | None = None) -> Iterator[Principal]:
         """Everybody, or one role's or cluster's, in the order of their names."""
@@ -199,7 +216,7 @@ class Store:
             ) from None
 
     def save_token(self, token: TokenRecord) -> None:
-        write_secret(self._token_file(token.cluster, token.id), msgspec.json.encode(token))
+        _write(self._token_file(token.cluster, token.id), msgspec.json.encode(token))
 
     def tokens(self, cluster: str) -> list[TokenRecord]:
         """The records of a cluster's join tokens, the oldest first."""
@@ -219,12 +236,38 @@ class Store:
             ) from error
 
     def write_key(self, name: str, pair: KeyPair) -> None:
-        write_secret(self.path / "keys" / f"{name}.seed", pair.seed + "\n")
+        _write(self.path / "keys" / f"{name}.seed", pair.seed + "\n")
+
+    def next_key(self, name: str) -> KeyPair:
+        """The key that is to follow: of a change that was broken off the same one, else a new one.
+
+        It counts from when the book names it. Raises OSError.
+        """
+        file = self._next_file(name)
+        with suppress(OSError, UnicodeDecodeError, Refused):  # none, or a damaged one, which signed nothing
+            return from_seed(file.read_text("ascii"))
+        pair = generate("account")
+        _write(file, pair.seed + "\n")
+        return pair
+
+    def settle_keys(self, book: AuthorityKeys) -> None:
+        """Let keys that the book names take their places: who saved it may have been killed right then."""
+        for name, public in book.keys.items():
+            file = self._next_file(name)
+            with suppress(OSError, UnicodeDecodeError, Refused):  # none, or none that this account may touch
+                if from_seed(file.read_text("ascii")).public == public:
+                    file.replace(self.path / "keys" / f"{name}.seed")
+
+    def _next_file(self, name: str) -> Path:
+        return self.path / "keys" / f"{name}.next.seed"
+
+    def has_jwt(self, account: str) -> bool:
+        return self._jwt_file(account).exists()
 
     def write_jwt(self, account: str, text: str) -> None:
         """Account and operator JWTs are public: the servers read them."""
         file = self._jwt_file(account)
-        write_secret(file, text)
+        _write(file, text)
         file.chmod(0o644)
 
     def _jwt_file(self, account: str) -> Path:

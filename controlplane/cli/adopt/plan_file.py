@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from controlplane.cli.adopt.planning import AdoptionPlan, opened
+from events.bus.access.temporaries import drop_left, pattern
 from events.errors import BadRequest
 
 SIZE_MAX_BYTES = 64 * 1024 * 1024
@@ -16,6 +17,7 @@ SIZE_MAX_BYTES = 64 * 1024 * 1024
 
 def save(path: Path, plan: AdoptionPlan) -> None:
     """Write it, past a loss of power. Raises OSError."""
+    drop_left(path.parent, pattern(path.name, r"\d+"))
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("wb") as file:

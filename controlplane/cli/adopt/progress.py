@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from events.bus.access.temporaries import drop_left, pattern
 from events.errors import BadRequest
 
 State = Literal["waiting", "taking", "over", "giving", "given"]
@@ -62,6 +63,7 @@ class Progress:
     def note(self, node: str, progress: NodeProgress) -> None:
         """Write it down, past a loss of power. Raises OSError."""
         self.nodes[node] = progress
+        drop_left(self._path.parent, pattern(self._path.name, r"\d+"))
         beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             with beside.open("wb") as file:

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from events.bus.access.nkeys import KeyPair, from_seed
+from events.bus.access.temporaries import drop_left, pattern
 from events.errors import Refused
 from events.input_files import read_up_to
 
@@ -131,14 +132,19 @@ def render(jwt: str, seed: str) -> str:
     )
 
 
-def write_secret(path: Path, text: str | bytes, *, like: os.stat_result | None = None) -> None:
+def write_secret(
+    path: Path, text: str | bytes, *, like: os.stat_result | None = None, tidy: bool = True
+) -> None:
     """Replace ``path`` atomically with a file of mode 0600, so that a reader sees the old or the new one.
 
     With ``like`` it has that file's mode and, where that is allowed, its owner. Raises OSError, which names
-    ``path``; then, and interrupted, nothing half is left.
+    ``path``; then, and interrupted, nothing half is left. What a process left of it that was killed is removed,
+    unless ``tidy`` is false: where many files are written, who writes them looks once.
     """
     data = text.encode() if isinstance(text, str) else text
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if tidy:
+        drop_left(path.parent, pattern(path.name))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # known before a signal can come
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
