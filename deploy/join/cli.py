@@ -22,6 +22,7 @@ from deploy.join.leaving import leave as leave_node
 from deploy.join.progress import Progress, Step
 from events.cli.files import INPUT_FILE, Input
 from events.cli.options import confirm, json_option, run
+from events.cli.output import say
 from events.cli.tables import print_json
 from events.errors import IsthmusError, Refused, Usage
 from nodeagent.commands.options import state_option
@@ -42,9 +43,9 @@ def _line(step: Step) -> None:
     if step.end is None:
         return
     took_s = max(0.0, (step.end - step.start).total_seconds())
-    click.echo(f"{SIGNS[step.status]} {step.name:<14}{took_s:6.1f} s  {step.message}")
+    say(f"{SIGNS[step.status]} {step.name:<14}{took_s:6.1f} s  {step.message}")
     for line in step.detail:
-        click.echo(f"  {'':<14}         {line}")
+        say(f"  {'':<14}         {line}")
 
 
 def _progress(*, as_json: bool) -> Progress:
@@ -131,8 +132,9 @@ def join(
         if running(request.state_dir):
             raise Refused("agent_running", f"node {joined.node} is joined, and its agent runs here already")
         if not as_json:
-            click.echo(f"node {joined.node}: the agent runs here with {joined.config}")
-        sys.stdout.flush()
+            say(f"node {joined.node}: the agent runs here with {joined.config}")
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         watch_over(request, joined, progress, lambda done: _say_all(done, progress, as_json=as_json))
         program = Path(sys.argv[0]).resolve()
         os.execv(  # noqa: S606  no shell is wanted: the agent takes this process's place

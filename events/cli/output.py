@@ -23,6 +23,15 @@ PROGRAMS = ("json", "yaml")
 PEOPLE = ("wide", "name")
 
 
+def say(line: str, *, err: bool = False) -> None:
+    """A line about work that goes on: a reader who has gone, or a disk that is full, breaks nothing off.
+
+    What is printed at the end of the work still fails then, and so does the command.
+    """
+    with contextlib.suppress(OSError):
+        click.echo(line, err=err)
+
+
 def _settings(context: click.Context) -> Output:
     found: Output = context.meta.setdefault(META, Output())
     return found

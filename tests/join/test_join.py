@@ -420,6 +420,13 @@ def test_a_machine_leaves_whatever_is_wrong_with_its_files() -> None:
                 r"not told \((credentials_|identity_unreadable).* `isthmus node remove c`", left.output
             )
             assert (list(folder.iterdir()), [one.name for one in state.iterdir()]) == ([], ["lock"])
+        # Nobody reads what it says (`isthmus leave | head -1`, a terminal that is gone): it is done anyway.
+        (folder / "agent.toml").write_text(f'{files.MARK}\nnode = "c"\n')
+        reads, writes = os.pipe()
+        os.close(reads)
+        left = subprocess.run([ISTHMUS, "leave", "--yes", "--folder", folder], stdout=writes, check=False)
+        os.close(writes)
+        assert (left.returncode, list(folder.iterdir())) == (0, [])
 
 
 def test_an_agent_that_began_before_its_settings_were_written_is_started_afresh(tmp_path: Path) -> None:

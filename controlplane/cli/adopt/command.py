@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from controlplane.cli.adopt.rollout import Rollout, Ways
 from controlplane.cli.adopt.status_command import FOLLOW, PLAN, looked, status_command, tell
 from events.bus.client import ControllerClient
 from events.cli.options import BusContext, bus_options, confirm, controller, json_option, run
+from events.cli.output import say
 from events.cli.tables import print_json
 from events.errors import BadRequest, Refused
 from events.protocol.commands import EndAdoption, RemoveNode
@@ -196,7 +198,7 @@ def _rollout(
             "bad_request", f"a plan of {made.source} has no device to take over: leave out --on-node"
         )
     ways = Ways(**{key: how[key] for key in ("on_node", "take", "give", "pings", "within_s")})
-    return lambda client: Rollout(made, progress, client, ways, lambda line: click.echo(line, err=True))
+    return lambda client: Rollout(made, progress, client, ways, partial(say, err=True))
 
 
 async def _take_out(client: ControllerClient, changes: Changes, source: str) -> int:
