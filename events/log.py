@@ -79,9 +79,10 @@ class SendsAhead(Protocol):
     async def send_ahead(self, messages: Sequence[OutgoingMessage], *, expected: int) -> None:
         """Send what the next append will probably be: that append then only has to confirm it.
 
-        Nothing is stored by this. Only an append of this very sequence of messages behind ``expected`` makes
-        use of it; whatever else comes, the log forgets them (after :data:`FORGOTTEN_S`). It raises nothing:
-        what could not be sent, the append sends. Cancelled, some of the messages may be on their way.
+        Called again with the same sequence of messages, grown since, it sends what has come to it. Nothing is
+        stored by this. Only an append of this very sequence of messages behind ``expected`` makes use of it;
+        whatever else comes, the log forgets them (after :data:`FORGOTTEN_S`). It raises nothing: what could
+        not be sent, the append sends. Cancelled, some of the messages may be on their way.
         """
         ...
 

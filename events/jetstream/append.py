@@ -58,9 +58,9 @@ _new = tuple.__new__  # a named tuple's own constructor is a Python function
 
 
 class Ahead(NamedTuple):
-    """A batch that was sent but for its last message, which commits it.
+    """A batch of which the first ``sent`` messages were sent: all but its last one, which commits it.
 
-    ``reconnects`` is the client's count then, ``at_s`` the steady clock.
+    ``reconnects`` is the client's count then, ``at_s`` the steady clock when it was begun.
     """
 
     messages: Sequence[OutgoingMessage]
@@ -68,9 +68,10 @@ class Ahead(NamedTuple):
     batch_id: str
     reconnects: int
     at_s: float
+    sent: int
 
-    def serves(self, client: Client, messages: Sequence[OutgoingMessage], expected: int) -> bool:
-        """Whether it is what is appended, sent on this connection and not too long ago."""
+    def begins(self, client: Client, messages: Sequence[OutgoingMessage], expected: int) -> bool:
+        """Whether it is part of this, sent on this connection and not too long ago."""
         return (
             messages is self.messages
             and expected == self.expected
@@ -79,28 +80,37 @@ class Ahead(NamedTuple):
         )
 
 
-async def send_ahead(client: Client, messages: Sequence[OutgoingMessage], *, expected: int) -> Ahead | None:
-    """See :meth:`events.log.SendsAhead.send_ahead`. Cancelled, some of the messages may be on their way."""
+async def send_ahead(
+    client: Client, messages: Sequence[OutgoingMessage], *, expected: int, before: Ahead | None = None
+) -> Ahead | None:
+    """See :meth:`events.log.SendsAhead.send_ahead`; ``before`` is what its last call returned.
+
+    Cancelled, some of the messages may be on their way.
+    """
     if len(messages) < 2 or not client.is_connected:
         return None
-    ahead = Ahead(messages, expected, uuid4().hex, client.stats["reconnects"], time.monotonic())
+    if before is None or not before.begins(client, messages, expected):
+        before = Ahead(messages, expected, uuid4().hex, client.stats["reconnects"], time.monotonic(), 0)
     try:
-        check_sizes(messages, client.max_payload)
-        await _send_but_last(client, messages, ahead.batch_id, expected)
+        check_sizes(messages[before.sent :], client.max_payload)
+        await _send_but_last(client, messages, before.batch_id, expected, sent=before.sent)
     except (IsthmusError, NatsError):  # the append will meet it, too, and tell
         return None
-    return ahead
+    return before._replace(sent=len(messages) - 1)
 
 
 async def _send_but_last(
-    client: Client, messages: Sequence[OutgoingMessage], batch_id: str, expected: int
+    client: Client, messages: Sequence[OutgoingMessage], batch_id: str, expected: int, *, sent: int = 0
 ) -> None:
-    """Send a batch without the message that commits it. No answer to the first one is asked for: it would cost
-    a round trip, and what it could say makes the commit fail too (10176, and the append is tried again)."""
+    """Send a batch, behind what was ``sent`` of it, without the message that commits it.
+
+    No answer to the first one is asked for: it would cost a round trip, and what it could say makes the commit
+    fail too (10176, and the append is tried again).
+    """
     batch = f"Nats-Batch-Id: {batch_id}\r\nNats-Batch-Sequence:"
-    more = f"{_EXPECTED}: {expected}\r\n"  # of the first one
+    more = "" if sent else f"{_EXPECTED}: {expected}\r\n"  # of the first one
     outgoing = []
-    for place, (subject, given, body, lines, _, _, _) in enumerate(messages[:-1], 1):
+    for place, (subject, given, body, lines, _, _, _) in enumerate(messages[sent:-1], sent + 1):
         outgoing.append(_new(Outgoing, (subject, body, given, f"{lines}{batch} {place}\r\n{more}")))
         more = ""
     await publish_all(client, outgoing)
@@ -125,8 +135,9 @@ async def append(
     append again with the same ids.
     """
     check_sizes(messages, client.max_payload)
-    sent = ahead.batch_id if ahead is not None and ahead.serves(client, messages, expected) else ""
-    asker = _Append(client, prefix, cluster, messages, expected=expected, lag_s=lag_s, sent=sent)
+    if ahead is not None and not ahead.begins(client, messages, expected):
+        ahead = None
+    asker = _Append(client, prefix, cluster, messages, expected=expected, lag_s=lag_s, ahead=ahead)
     return await asker.run(timeout_s)
 
 
@@ -159,9 +170,9 @@ class _Append:
         *,
         expected: int,
         lag_s: float,
-        sent: str = "",
+        ahead: Ahead | None = None,
     ) -> None:
-        """``sent`` is the id of the batch that the server has but for its last message, if it has."""
+        """``ahead`` is what the server has of this batch, if anything."""
         self._client = client
         self._prefix = prefix
         self._stream = subjects.stream(cluster)
@@ -170,7 +181,7 @@ class _Append:
         self._expected = expected
         self._end = expected + len(messages)
         self._condition = {_EXPECTED: str(expected)}
-        self._sent = sent
+        self._ahead = ahead
         self._maybe_stored = False
         self._repeated = 0
         self._lag_s = lag_s
@@ -317,10 +328,9 @@ class _Append:
 
     async def _batch(self, timeout_s: float) -> dict[str, Any]:
         """Send all, unless that was done ahead of the first try, and ask for the commit."""
-        batch_id, self._sent = self._sent, ""
-        if not batch_id:
-            batch_id = uuid4().hex
-            await _send_but_last(self._client, self._messages, batch_id, self._expected)
+        ahead, self._ahead = self._ahead, None
+        batch_id, sent = (ahead.batch_id, ahead.sent) if ahead is not None else (uuid4().hex, 0)
+        await _send_but_last(self._client, self._messages, batch_id, self._expected, sent=sent)
         last = self._messages[-1]
         headers = {
             **last.headers,

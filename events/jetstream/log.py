@@ -130,7 +130,7 @@ class JetStreamLog:
 
     async def send_ahead(self, messages: Sequence[OutgoingMessage], *, expected: int) -> None:
         """As :meth:`events.log.SendsAhead.send_ahead` says. Cancelled, some of the messages may be sent."""
-        self._ahead = await send_ahead(self._client, messages, expected=expected)
+        self._ahead = await send_ahead(self._client, messages, expected=expected, before=self._ahead)
 
     async def parkings(self) -> list[StoredMessage]:
         """See :class:`events.parking.Indexed`."""

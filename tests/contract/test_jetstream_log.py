@@ -102,6 +102,17 @@ class SendsAheadContract:
         assert await log.append(second, expected=3) == 7
         assert [m.headers["ce-id"] for m in await everything(log)] == [m.id for m in (*first, *second)]
 
+    async def test_what_was_sent_ahead_may_grow(self, log: JetStreamLog) -> None:
+        messages, head = sealed(genesis(CLUSTER), 1)
+        for count in (2, 3, 1):
+            await log.send_ahead(messages, expected=0)
+            more, head = sealed(head, count)
+            messages.extend(more)
+        assert log._ahead is not None
+        assert log._ahead.sent == 5  # the rest the append sends
+        assert await log.append(messages, expected=0) == 7
+        assert [m.headers["ce-id"] for m in await everything(log)] == [m.id for m in messages]
+
     async def test_what_was_sent_ahead_and_given_up_leaves_nothing(self, log: JetStreamLog) -> None:
         first, head = sealed(genesis(CLUSTER), 2)
         given_up, _ = sealed(head, 5)

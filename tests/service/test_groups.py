@@ -10,27 +10,37 @@ from controlplane.controller.hooks import DecidedCommand, Observer
 from events.bus.retry import happened
 from events.codec import OutgoingMessage
 from events.memory import MemoryLog
-from tests.service.rig import CLUSTER, join, request, rig
+from events.protocol.commands import CommandReply
+from tests.service.rig import CLUSTER, Rig, join, request, rig, running
 from tests.waiting import until
 
 MANY = 8
 
 
 class _Gated(MemoryLog):
-    """Stores nothing while ``open`` is not set; ``asked`` appends have begun."""
+    """Stores nothing while ``open`` is not set; ``asked`` appends have begun, of so many messages each."""
 
     def __init__(self) -> None:
         super().__init__(CLUSTER)
         self.open = asyncio.Event()
         self.open.set()
         self.asked = 0
+        self.sizes: list[int] = []
 
     async def append(
         self, messages: Sequence[OutgoingMessage], *, expected: int, timeout_s: float = 5.0
     ) -> int:
         self.asked += 1
+        self.sizes.append(len(messages))
         await self.open.wait()
         return await super().append(messages, expected=expected, timeout_s=timeout_s)
+
+
+def _past_the_gate(log: _Gated) -> MemoryLog:
+    """The same log, as another controller reaches it."""
+    same = MemoryLog(CLUSTER)
+    vars(same).update({name: value for name, value in vars(log).items() if name in vars(same)})
+    return same
 
 
 class _Groups(Observer):
@@ -48,7 +58,7 @@ class _Groups(Observer):
 async def test_a_few_that_come_while_many_are_stored_wait_for_more() -> None:
     """Decided alone they would take an append of their own, and everybody who comes next would wait for it."""
     log, groups = _Gated(), _Groups()
-    async with rig(log, observer=groups, limits=CommitLimits(sending_s=0.001)) as it:
+    async with rig(log, observer=groups) as it:
         answers: list[object] = []
 
         def offer(first: int, count: int) -> None:
@@ -68,6 +78,59 @@ async def test_a_few_that_come_while_many_are_stored_wait_for_more() -> None:
         log.open.set()
         await until(lambda: len(answers) == 2 * MANY)
         assert groups.sizes == [MANY, MANY]
+
+
+async def offered_while_one_is_stored(it: Rig, log: _Gated, groups: _Groups, *, pieces: int) -> list[object]:
+    """Joins of :data:`MANY` nodes are being stored, and so many pieces behind them are decided; the answers."""
+    answers: list[object] = []
+    groups.sizes.clear()
+    log.open.clear()
+    log.sizes.clear()
+    for number in range(MANY * (pieces + 1)):
+        it.committer.offer(request(join(number)), answers.append)
+        if number % MANY == MANY - 1:
+            await until(lambda before=number + 1: sum(groups.sizes) == before and bool(log.sizes))
+    return answers
+
+
+async def test_all_that_comes_while_one_batch_is_stored_is_the_next_batch() -> None:
+    log, groups = _Gated(), _Groups()
+    async with rig(log, observer=groups) as it:
+        answers = await offered_while_one_is_stored(it, log, groups, pieces=3)
+        assert groups.sizes == [MANY] * 4
+        log.open.set()
+        await until(lambda: len(answers) == 4 * MANY)
+        assert log.sizes == [2 * MANY, 6 * MANY]
+        assert all(isinstance(answer, CommandReply) for answer in answers)
+        assert len(it.replica.state.nodes) == len(it.replica.state.owned) == 4 * MANY
+
+
+async def test_a_batch_that_is_full_takes_no_further_piece() -> None:
+    log, groups = _Gated(), _Groups()
+    async with rig(log, observer=groups, limits=CommitLimits(group_messages=3 * MANY)) as it:
+        answers = await offered_while_one_is_stored(it, log, groups, pieces=1)
+        for number in range(2 * MANY, 3 * MANY):
+            it.committer.offer(request(join(number)), answers.append)
+        await until(lambda: sum(groups.sizes) == 2 * MANY + MANY // 2)
+        log.open.set()
+        await until(lambda: len(answers) == 3 * MANY)
+        assert all(isinstance(answer, CommandReply) for answer in answers)
+        assert log.sizes == [2 * MANY, 3 * MANY, MANY]
+
+
+async def test_pieces_behind_a_batch_that_lost_a_race_are_decided_again() -> None:
+    log, groups = _Gated(), _Groups()
+    async with rig(log, observer=groups) as it:
+        answers = await offered_while_one_is_stored(it, log, groups, pieces=2)
+        async with running(Rig(_past_the_gate(log))) as other:
+            await other.send(join(5000))
+        log.open.set()
+        await until(lambda: len(answers) == 3 * MANY)
+        assert all(isinstance(answer, CommandReply) for answer in answers)
+        assert len(it.replica.state.nodes) == len(it.replica.state.owned) == 3 * MANY + 1
+        written = [message.headers["ce-commandid"] async for batch in log.read() for message in batch.messages]
+        assert len(written) == 1 + 2 * (3 * MANY + 1)
+        assert len(set(written)) == 1 + 3 * MANY + 1
 
 
 async def test_one_that_waits_alone_is_stored_with_nobody_else() -> None:

@@ -29,7 +29,6 @@ class CommitLimits(msgspec.Struct, frozen=True, kw_only=True):
     queue: int = QUEUE_LIMIT
     group_messages: int = BATCH_LIMIT
     group_time_s: float = GROUP_TIME_S
-    sending_s: float = 0.005
     append_timeout_s: float = 5.0
     commit_deadline_s: float = 15.0
     catch_up_s: float = 10.0
@@ -44,6 +43,18 @@ class Batch(NamedTuple):
     recorded: list[Recorded]
     term: Term
 
+    def with_more(self, piece: Batch) -> Batch:
+        """With what was decided behind it. The lists are the same ones, grown: what went ahead still serves."""
+        self.plan.decided.extend(piece.plan.decided)
+        self.messages.extend(piece.messages)
+        self.recorded.extend(piece.recorded)
+        plan = self.plan._replace(written=self.plan.written + piece.plan.written, full=piece.plan.full)
+        return self._replace(plan=plan, head=piece.head)
+
+    def closed(self) -> Batch:
+        """Nothing more is decided into it."""
+        return self._replace(plan=self.plan._replace(full=True))
+
     @property
     def asked(self) -> bool:
         """Whether anybody outside of this process asked for any of it."""
@@ -52,6 +63,13 @@ class Batch(NamedTuple):
     @property
     def pendings(self) -> list[Pending]:
         return [decided.pending for decided in self.plan.decided]
+
+
+class Stored(NamedTuple):
+    """A stored batch that has yet to be adopted and answered; ``unwritten`` answers what wrote nothing."""
+
+    batch: Batch
+    unwritten: IsthmusError | None
 
 
 def not_yet_folded(in_flight: Batch, head: Head) -> list[Recorded]:

@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 from controlplane.controller.clocks import LogClock
 from controlplane.controller.commands.appender import Appender
@@ -31,6 +30,7 @@ from controlplane.controller.commands.batch import (
     CommitLimits,
     LostRace,
     OutcomesNotKept,
+    Stored,
     not_leading,
     not_yet_folded,
     undecidable,
@@ -59,7 +59,7 @@ from events.errors import (
     Unavailable,
     VerificationFailed,
 )
-from events.log import BATCH_LIMIT, EventLog
+from events.log import EventLog
 from events.protocol.commands import CommandReply
 
 log = logging.getLogger("isthmus.controller")
@@ -73,15 +73,14 @@ RACES_LIMIT = 20
 UNLIMITED = unlimited()
 
 
+PIECE = 250
+"""Commands decided in one go: what they write is on its way to the log while the next are decided."""
+
+PIECE_LEAST = PIECE // 2
+"""Commands worth a piece of their own while an append is under way."""
+
 HANDS = 4
 """Turns of the event loop in which a message gets out: through the append, its try, and the connection."""
-
-
-class Stored(NamedTuple):
-    """A stored batch that has yet to be adopted and answered; ``unwritten`` answers what wrote nothing."""
-
-    batch: Batch
-    unwritten: IsthmusError | None
 
 
 class Committer:
@@ -94,8 +93,8 @@ class Committer:
     ``source`` names this controller in the envelope. ``now`` is the wall clock (UTC); times in the
     log never run backwards, because each decision takes the later of the clock and the last event.
 
-    One batch is appended at a time; while it is on its way, the next is decided as if it had arrived, and
-    sent to the log but for the message that commits it.
+    One batch is appended at a time; while it is on its way, the next is decided as if it had arrived, piece by
+    piece as commands come, and sent to the log but for the message that commits it.
     """
 
     def __init__(
@@ -136,6 +135,11 @@ class Committer:
             outcomes=outcomes,
         )
         self._waiting: deque[Pending] = deque()
+        self._enough = 1
+        """So many waiting commands wake the loop."""
+        self._deciding: list[Pending] = []
+        self._next: Batch | None = None
+        """What is decided and not yet being appended."""
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -196,10 +200,11 @@ class Committer:
         if context is not None:
             pending.trace = context
         self._replies.expect(pending)
-        if not self._waiting:  # else it is known that there is something to do
+        if not self._waiting:
             self._idle.clear()
-            self._wake.set()
         self._waiting.append(pending)
+        if len(self._waiting) == self._enough:  # with more it is known that there is something to do
+            self._wake.set()
 
     async def submit(self, request: Request) -> CommandReply:
         """Queue a command and wait for its answer. Raises what it is refused with.
@@ -239,48 +244,30 @@ class Committer:
         are answered again, and all others with ``log_poisoned``.
         """
         appending: asyncio.Task[None] | None = None
-        batch: Batch | None = None
         in_flight: Batch | None = None
         stored: Stored | None = None
-        group: list[Pending] = []
         try:
             while True:
-                await self._something_to_do(appending)
-                if self._waiting and self._term is not None and not self._term.valid:
-                    # Paused for longer than a term lasts, or succeeded: what came to this one is nobody's.
-                    self._fail([self._waiting.popleft() for _ in range(len(self._waiting))], not_leading())
-                if self._waiting and self._term is not None:
-                    group = self._next_group(self._term)
-                    batch = await self._prepare(group, in_flight) if group else None
-                    group = []
-                else:
-                    batch = None
+                await self._decide(appending, in_flight)
                 if appending is not None and in_flight is not None:
-                    if batch is not None:
-                        await self._appender.send_ahead(batch)
                     # What was decided on top of it counts only if it is appended.
                     stored = await self._appended(appending, in_flight)
                     appending = in_flight = None
-                    if stored is None and batch is not None:
+                    if stored is None and self._next is not None:
                         self._appender.give_up_ahead()
+                        batch, self._next = self._next, None
                         self._put_back(batch.pendings)
-                        batch = None
                         continue
-                if batch is not None:
-                    in_flight, batch = batch, None
+                if self._next is not None:
+                    in_flight, self._next = self._next, None
                     appending = asyncio.create_task(self._appender.append(in_flight))
+                    appending.add_done_callback(lambda _: self._wake.set())
                     # Answering holds the loop, and so does deciding: first let the batch get out, so that they
                     # overlap. Of one that went ahead that is a message.
-                    for _ in range(HANDS if stored is not None else 0):
-                        await asyncio.sleep(0)
-                first = stored is None
+                    await self._let_out()
                 if stored is not None:
                     self._settle(stored)
                     stored = None
-                if appending is not None and in_flight is not None:
-                    wanted = len(in_flight.plan.decided)
-                    if first or len(self._waiting) < wanted:
-                        await self._gather(appending, wanted)
                 if not self._waiting and appending is None:
                     self._idle.set()
         finally:
@@ -288,26 +275,61 @@ class Committer:
                 self._settle(stored)
             if appending is not None:
                 await end([appending])
-            undecided = [pending for one in (in_flight, batch) if one for pending in one.pendings]
-            self._abandon([*undecided, *group, *self._waiting])
+            undecided = [pending for one in (in_flight, self._next) if one for pending in one.pendings]
+            self._abandon([*undecided, *self._deciding, *self._waiting])
+            self._next, self._deciding = None, []
             self._waiting.clear()
             self._idle.set()
+
+    async def _decide(self, appending: asyncio.Task[None] | None, in_flight: Batch | None) -> None:
+        """Decide what waits, into the next batch, and what comes while an append is under way.
+
+        An append of few costs nearly as much as one of many, and what is decided meanwhile cannot be stored
+        before that has ended. So nothing is lost if few wait for more, and all that comes goes into one batch.
+        """
+        least = 1 if in_flight is None else min(PIECE_LEAST, len(in_flight.plan.decided))
+        while True:
+            await self._something_to_do(appending, least)
+            under_way = appending is not None and not appending.done()
+            term = self._term
+            if self._next is not None and (
+                not under_way or self._next.plan.full or self._next.term is not term
+            ):
+                return
+            if self._waiting and term is not None and not term.valid:
+                # Paused for longer than a term lasts, or succeeded: what came to this one is nobody's.
+                self._fail([self._waiting.popleft() for _ in range(len(self._waiting))], not_leading())
+            if self._waiting and term is not None:
+                self._deciding = self._next_group(term)
+                piece = await self._prepare(self._deciding, in_flight) if self._deciding else None
+                self._deciding = []
+                if piece is not None:
+                    self._next = piece if self._next is None else self._next.with_more(piece)
+            if not under_way:
+                return
+            if self._next is not None:
+                await self._appender.send_ahead(self._next)
+                await self._let_out()
+
+    async def _let_out(self) -> None:
+        """Let what was sent get out, and what has come get in."""
+        for _ in range(HANDS):
+            await asyncio.sleep(0)
 
     def _next_group(self, term: Term) -> list[Pending]:
         """Those that wait for this term. What was put back from another one is told to ask again."""
         waiting, group, late = self._waiting, list[Pending](), list[Pending]()
-        for _ in range(min(len(waiting), BATCH_LIMIT)):
+        for _ in range(min(len(waiting), PIECE)):
             pending = waiting.popleft()
             (group if pending.term is None or pending.term is term else late).append(pending)
             pending.term = term
         self._fail(late, not_leading())
         return group
 
-    async def _something_to_do(self, appending: asyncio.Task[None] | None) -> None:
-        """Until a command waits, or the append on its way has ended."""
-        if appending is not None:
-            appending.add_done_callback(lambda _: self._wake.set())
-        while not (self._waiting and self._term is not None) and not (
+    async def _something_to_do(self, appending: asyncio.Task[None] | None, least: int) -> None:
+        """Until at least so many commands wait, or the append on its way has ended."""
+        self._enough = least
+        while not (len(self._waiting) >= least and self._term is not None) and not (
             appending is not None and appending.done()
         ):
             if not self._waiting and appending is None:
@@ -316,7 +338,10 @@ class Committer:
             await self._wake.wait()
 
     async def _prepare(self, group: list[Pending], in_flight: Batch | None) -> Batch | None:
-        """Decide a group on the state with ``in_flight`` in it. None when nothing is left to do for it."""
+        """Decide a group behind ``in_flight`` and the next batch. None when nothing is left to do for it.
+
+        What does not fit waits again.
+        """
         try:
             if self._appender.unsure and in_flight is None and self._replica.halted is None:
                 await self._replica.caught_up(timeout_s=self._limits.catch_up_s)
@@ -333,10 +358,17 @@ class Committer:
         except IsthmusError as error:
             self._fail(group, error)
             return None
-        replica = self._replica
+        replica, behind = self._replica, self._next
         unfolded = not_yet_folded(in_flight, replica.head) if in_flight else []
         base = in_flight.head if in_flight and unfolded else replica.head
-        if not (self._speculative and self._speculative.forked and in_flight and base == in_flight.head):
+        if behind is not None:
+            if base != behind.plan.base:  # somebody else has written: what is on its way comes to nothing
+                self._put_back(group)
+                self._next = behind.closed()
+                return None
+            unfolded, base = [*unfolded, *behind.recorded], behind.head
+        expected = behind or in_flight
+        if not (self._speculative and self._speculative.forked and expected and base == expected.head):
             self._speculative = None
         if self._speculative is None or self._speculative.written > SPECULATIVE_LIMIT:
             self._speculative = SpeculativeState(replica.state, unfolded)
@@ -351,6 +383,7 @@ class Committer:
             ),
             source=self._source,
             messages_limit=self._limits.group_messages,
+            taken=behind.plan.written if behind is not None else 0,
             time_limit_s=self._limits.group_time_s,
             clock=time.monotonic,
             observer=self._observer,
@@ -361,19 +394,6 @@ class Committer:
         messages, head = seal(replica.cluster, plan.base, writing)
         term = group[0].term or UNLIMITED
         return Batch(plan, messages, head, recorded_of(plan, messages, self._now()), term)
-
-    async def _gather(self, appending: asyncio.Task[None], wanted: int) -> None:
-        """While an append is on its way, and as long as commands come: let them in.
-
-        It lets answers out, too, and what they bring. An append of few costs nearly as much as one of many, and
-        what comes meanwhile waits until it is stored: so few that wait gain nothing by being decided at once.
-        """
-        while True:
-            before = len(self._waiting)
-            await asyncio.wait({appending}, timeout=self._limits.sending_s)
-            waiting = len(self._waiting)
-            if appending.done() or waiting >= wanted or (waiting == before and waiting >= wanted / 2):
-                return
 
     async def _appended(self, appending: asyncio.Task[None], batch: Batch) -> Stored | None:
         """Wait for the append. None when it is not stored as it was decided."""

@@ -63,12 +63,16 @@ class Decided(NamedTuple):
 
 
 class GroupPlan(NamedTuple):
-    """What to append after ``base`` (``written`` events), and who was left out."""
+    """What to append after ``base`` (``written`` events), and who was left out.
+
+    ``full``: there is no room for what comes next.
+    """
 
     base: Head
     decided: list[Decided]
     written: int
     left: list[Pending]
+    full: bool
 
 
 class SpeculativeState:
@@ -118,6 +122,7 @@ def plan_group(
     time: datetime,
     source: str,
     messages_limit: int,
+    taken: int,
     time_limit_s: float,
     clock: Callable[[], float],
     observer: Observer,
@@ -126,7 +131,8 @@ def plan_group(
     """Decide as many of the group as fit ``messages_limit`` events and ``time_limit_s`` of ``clock``.
 
     ``speculative`` stands at ``base``; what is decided is added to it, unless it is a single command on no fork
-    (making one costs more than such a command). At least one command is always decided.
+    (making one costs more than such a command). ``taken`` events are in the same batch already; without any, at
+    least one command is always decided.
     """
     fresh: tuple[Event, ...] = ()  # decided, and not yet in the speculative: nobody may build on them
     after: ClusterState | None = None
@@ -135,9 +141,11 @@ def plan_group(
     decided: list[Decided] = []
     told: list[DecidedCommand] = []
     left: list[Pending] = []
+    room, full = messages_limit - taken, taken >= messages_limit
     for position, pending in enumerate(group):
         too_long = before - started > time_limit_s
-        if decided and (too_long or count + _least_events(pending.request) > messages_limit):
+        full = full or (bool(decided or taken) and count + _least_events(pending.request) > room)
+        if full or (decided and too_long):
             left = list(group[position:])
             break
         if fresh:
@@ -147,8 +155,8 @@ def plan_group(
         if len(one.events) > messages_limit:
             one = one._replace(events=(), refusal=_too_many(len(one.events), messages_limit), writes=False)
         if one.writes:
-            if count + len(one.events) > messages_limit:
-                left = list(group[position:])
+            if count + len(one.events) > room:
+                left, full = list(group[position:]), True
                 break
             fresh, after = one.events, fork
             count += len(fresh)
@@ -163,7 +171,7 @@ def plan_group(
     observer.decided(told)
     if fresh and (speculative.forked or after is not None):
         speculative.add(fresh, after)
-    return GroupPlan(base, decided, count, left)
+    return GroupPlan(base, decided, count, left, full or count >= room)
 
 
 def recorded_of(plan: GroupPlan, messages: Sequence[OutgoingMessage], recorded_at: datetime) -> list[Recorded]:
