@@ -13,6 +13,7 @@ for all processes of a machine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -30,6 +31,8 @@ from events.jetstream.live import LiveReader
 PLAIN = "bench.plain"
 AGENTS = 1000
 PAUSE_S = 0.25
+READY_LIMIT_S, PATIENCE_S = 300.0, 120
+"""For a fleet to connect, and for one step of it, on a machine that others keep busy."""
 
 
 async def main(url: str, cluster: str, count: int, kind: str) -> None:
@@ -54,7 +57,7 @@ async def main(url: str, cluster: str, count: int, kind: str) -> None:
                 level.set()
 
     for number in range(count):
-        client = await connect(BusOptions(servers=(url,), connect_timeout_s=20), name=f"agent-{number}")
+        client = await connect(BusOptions(servers=(url,), connect_timeout_s=PATIENCE_S), name=f"agent-{number}")
         if kind in {"live", "both"}:
             level = asyncio.Event()
             levels.append(level)
@@ -67,7 +70,7 @@ async def main(url: str, cluster: str, count: int, kind: str) -> None:
             await client.jetstream().subscribe(
                 subjects.events_wildcard(cluster), ordered_consumer=True, cb=on_ordered
             )
-        await client.flush(timeout=20)
+        await client.flush(timeout=PATIENCE_S)
     for level in levels:
         await level.wait()
     print("ready", flush=True)
@@ -102,7 +105,7 @@ class Fleet:
             )
         for process in self.processes:
             assert process.stdout is not None
-            line = await asyncio.wait_for(process.stdout.readline(), 120)
+            line = await asyncio.wait_for(process.stdout.readline(), READY_LIMIT_S)
             if line != b"ready\n":
                 raise RuntimeError(f"a fleet's process said {line!r}")
 
@@ -113,7 +116,7 @@ class Fleet:
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(b"\n")
-            answer = json.loads(await asyncio.wait_for(process.stdout.readline(), 60))
+            answer = json.loads(await asyncio.wait_for(process.stdout.readline(), PATIENCE_S))
             for kind, pairs in answer.items():
                 for number, moment in pairs:
                     gathered[kind].setdefault(number, []).append(moment)
@@ -121,7 +124,8 @@ class Fleet:
 
     async def end(self) -> None:
         for process in self.processes:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                process.kill()
         for process in self.processes:
             await process.wait()
         self.processes.clear()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import time
 
-_TICKS = os.sysconf("SC_CLK_TCK")
+_SCHEDULED = 2
+"""The clock of the time that a process was scheduled, as clock_getcpuclockid(3) makes it of a process id."""
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of a process, in seconds (proc(5), fields 14 and 15)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    """User and system time of all threads of a process, in seconds."""
+    return time.clock_gettime(~pid << 3 | _SCHEDULED)
