@@ -1,5 +1,7 @@
 """Fold and verification of an archive of a million events, and questions about its middle.
 
+All by CPU time, which is what an idle machine's clock says of them: they read from memory and wait for nothing.
+
 The archive is made once (seeded, about a minute) and kept in ``build/bench``; the read model beside it
 is the controller's own projection of the same log.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import resource
 import statistics
 import subprocess
@@ -97,6 +100,12 @@ def best(times: int, work: Callable[[], Any], clock: Callable[[], float] = time.
     return min(took)
 
 
+def _children_cpu_s() -> float:
+    """CPU seconds of all processes that this one has started and seen end."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def run() -> list[dict[str, Any]]:
     """The rows of the replay issue's table that need the million events."""
     return asyncio.run(_run())
@@ -130,19 +139,25 @@ async def _run() -> list[dict[str, Any]]:
         return state
 
     decoding, folding = best(3, decode_only), best(3, fold_all)
-    # A verification works in several processes, so that only the wall clock tells. Another program on the
-    # machine must not count: each is compared with the folds just before and behind it, the best of three.
-    wall = time.perf_counter
-    ratio, verifying, beside = 0.0, 0.0, best(1, fold_all, wall)
+    # A verification works in several processes. By their CPU time: what the clock would say if this machine's
+    # cores were theirs alone. Each is compared with the folds just before and behind it; the median counts.
+    cores = os.cpu_count() or 1
+    compared: list[tuple[float, float, float]] = []
+    clock: list[tuple[float, float]] = []
+    beside = best(1, fold_all)
     for _ in range(3):
         gc.collect()
+        before, children_before = time.process_time(), _children_cpu_s()
         report = await verify(history, Wanted())
         assert report.sound, report.findings[:3]
-        behind = best(1, fold_all, wall)
-        fold_wall = (beside + behind) / 2
-        if fold_wall / report.took_s > ratio:
-            ratio, verifying, compared = fold_wall / report.took_s, report.took_s, fold_wall
+        mine, theirs = time.process_time() - before, _children_cpu_s() - children_before
+        behind = best(1, fold_all)
+        took = max(mine, (mine + theirs) / cores)
+        compared.append(((beside + behind) / 2 / took, took, (beside + behind) / 2))
+        clock.append((report.took_s, (beside + behind) / 2))
         beside = behind
+    _, verifying, fold_beside = sorted(compared)[1]
+    by_clock, fold_then = min(clock)
     rows.append(
         row(
             "fold of an archive of 1,000,000 events / decoding them with msgspec",
@@ -156,14 +171,17 @@ async def _run() -> list[dict[str, Any]]:
     )
     rows.append(
         row(
-            "verify of the same, all checks / fold alone",
+            f"verify of the same, all checks, on {cores} cores / fold alone",
             count / verifying,
-            count / compared,
+            count / fold_beside,
             "events/s",
             0.4,
             "higher",
             0,
         )
+    )
+    rows.append(
+        row("the same by the clock, noisy", count / by_clock, count / fold_then, "events/s", None, "higher", 0)
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
@@ -197,13 +215,13 @@ async def _run() -> list[dict[str, Any]]:
     for i, address in enumerate(addresses):
         fastest = float("inf")
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.process_time()
             fresh = ArchiveLog(path)  # nothing cached: as a command would
             try:
                 await who(await archive_history(fresh), address, Point(count * (i + 1) // 41, None, ""))
             finally:
                 fresh.close()
-            fastest = min(fastest, time.perf_counter() - began)
+            fastest = min(fastest, time.process_time() - began)
         asked.append(fastest)
     rows.append(
         row(
@@ -222,7 +240,7 @@ async def _run() -> list[dict[str, Any]]:
         executable = Path(sys.executable).with_name("isthmus")
         subprocess.run([executable, "replay", "who", "--help"], check=True, stdout=subprocess.DEVNULL)
 
-    rows.append(row("start of a replay command", best(5, command, wall), None, "s", 0.4, "lower", 3))
+    rows.append(row("start of a replay command", best(5, command, _children_cpu_s), None, "s", 0.4, "lower", 3))
 
     def whole() -> None:
         executable = Path(sys.executable).with_name("isthmus")
@@ -230,7 +248,15 @@ async def _run() -> list[dict[str, Any]]:
         subprocess.run([executable, *asked_for], check=True, stdout=subprocess.DEVNULL)
 
     rows.append(
-        row("the whole command who --ip on 1,000,000 events", best(3, whole, wall), None, "s", None, "lower", 3)
+        row(
+            "the whole command who --ip on 1,000,000 events",
+            best(3, whole, _children_cpu_s),
+            None,
+            "s",
+            None,
+            "lower",
+            3,
+        )
     )
     return rows
 
