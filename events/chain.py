@@ -76,7 +76,9 @@ def link(previous: bytes, sequence: int, subject: str, headers: Mapping[str, str
     """
     values = map(headers.get, CHAINED_HEADERS, _ABSENT)
     frame = "\n".join((str(sequence), subject, *values, str(len(body))))
-    return _digest(previous, sequence, frame, body)
+    if frame.count("\n") != _NEWLINES:
+        raise _two_values(sequence)
+    return sha256(b"%b%b\n%b" % (previous, frame.encode(), body)).digest()
 
 
 class Linker:
@@ -103,12 +105,6 @@ class Linker:
         return sha256(b"%b%b\n%b" % (previous, frame.encode(), body)).digest()
 
 
-def _digest(previous: bytes, sequence: int, frame: str, body: bytes) -> bytes:
-    if frame.count("\n") != _NEWLINES:
-        raise _two_values(sequence)
-    return sha256(b"%b%b\n%b" % (previous, frame.encode(), body)).digest()
-
-
 def _two_values(sequence: int) -> VerificationFailed:
     return VerificationFailed(
         "chain_broken", f"event {sequence}: an identity header contains a line break", sequence=sequence
@@ -121,14 +117,15 @@ def verify_link(head: Head, sequence: int, subject: str, headers: Mapping[str, s
     Raises VerificationFailed: ``sequence_gap`` when events are missing between, ``chain_broken``
     when the hash does not follow.
     """
-    if sequence != head.sequence + 1:
+    last, previous = head
+    if sequence != last + 1:
         raise VerificationFailed(
             "sequence_gap",
-            f"event {head.sequence + 1} is missing: the log continues with event {sequence}",
-            expected=head.sequence + 1,
+            f"event {last + 1} is missing: the log continues with event {sequence}",
+            expected=last + 1,
             found=sequence,
         )
-    digest = link(head.digest, sequence, subject, headers, body)
+    digest = link(previous, sequence, subject, headers, body)
     stated = headers.get(CHAIN_HEADER, "")
     if digest.hex() != stated:
         raise VerificationFailed(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Network, collapse_addresses
 from socket import AF_INET, inet_ntop, inet_pton
 from typing import NamedTuple
@@ -26,8 +27,10 @@ SHOWN = 60
 """Characters of a senseless value that are shown."""
 
 _MAC = re.compile(r"(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
-_LENGTH = re.compile(r"[1-9][0-9]?")
-_LOCAL, _GROUP = 0x02, 0x01
+_SOUND_MAC = re.compile(r"[0-9a-fA-F][26aeAE](?::[0-9a-fA-F]{2}){5}").fullmatch
+"""Unicast and locally administered: the first byte's last two bits are 10."""
+_LENGTHS = {str(length): length for length in range(1, 33)}
+_GROUP = 0x01
 _HIGHEST_VNI = (1 << 24) - 1
 _PATH = re.compile(r"/[!-~]{0,2047}")
 _CLB_BOUNDS: dict[str, tuple[float, float]] = {
@@ -53,7 +56,10 @@ class Network(NamedTuple):
 
     def meets(self, other: Network) -> bool:
         """Whether they have an address in common."""
-        return self.holds(other) or other.holds(self)
+        return not (self.first ^ other.first) >> 32 - min(self.length, other.length)
+
+
+_new = tuple.__new__  # a named tuple's own constructor is a Python function
 
 
 def quoted(value: str) -> str:
@@ -72,40 +78,41 @@ def number_of(address: str) -> int | None:
 
 def network_of(cidr: str) -> Network | None:
     """A network in canonical form, of 1 to 32 bits and without host bits; None for anything else."""
-    address, _, length = cidr.partition("/")
-    first = number_of(address)
-    if first is None or not _LENGTH.fullmatch(length) or int(length) > 32:
+    address, _, bits = cidr.partition("/")
+    first, length = number_of(address), _LENGTHS.get(bits)
+    if first is None or length is None or first & (1 << 32 - length) - 1:
         return None
-    network = Network(first, int(length))
-    return network if not first & (1 << 32 - network.length) - 1 else None
+    return _new(Network, (first, length))
 
 
+@lru_cache(maxsize=64)  # a join names its address up to three times
 def unicast_problem(address: str, what: str = "the underlay address") -> str:
     """Whether the tunnel can reach that address."""
     number = number_of(address)
     if number is None:
         return f"{what} {quoted(address)} is no IPv4 address"
     top = number >> 24
-    kind = ""
+    if 0 < top < 224 and top != 127 and number >> 16 != 0xA9FE:
+        return ""
     if top == 0:
         kind = "of 'this network'"
     elif top == 127:
         kind = "a loopback address"
-    elif number >> 16 == 0xA9FE:
+    elif top < 224:
         kind = "link-local"
-    elif top >= 224:
+    else:
         kind = "a multicast address" if top < 240 else "reserved or the broadcast address"
-    return f"{what} {address} is {kind}" if kind else ""
+    return f"{what} {address} is {kind}"
 
 
 def mac_problem(mac: str) -> str:
     """Whether that is the MAC of a tunnel's end: unicast and locally administered."""
+    if _SOUND_MAC(mac):
+        return ""
     if not _MAC.fullmatch(mac):
         return f"the MAC {quoted(mac)} is none"
-    first = int(mac[:2], 16)
-    if first & _GROUP or not first & _LOCAL:
-        return f"the MAC {mac} is {'a group address' if first & _GROUP else 'not locally administered'}"
-    return ""
+    group = int(mac[:2], 16) & _GROUP
+    return f"the MAC {mac} is {'a group address' if group else 'not locally administered'}"
 
 
 def container_problem(cidr: str) -> str:
@@ -188,7 +195,10 @@ class RowRules:
         network = network_of(cidr)
         if network is None:
             return f"the range {quoted(cidr)} is no network in canonical form"
-        if not any(container.holds(network) for container in self._containers):
+        for container in self._containers:
+            if container.holds(network):
+                break
+        else:
             return f"the range {cidr} is in no container CIDR"
         if self._length and network.length != self._length:
             return f"the range {cidr} is no /{self._length}, as all ranges of this cluster are"

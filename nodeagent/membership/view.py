@@ -100,6 +100,13 @@ class View:
 
         Raises VerificationFailed(events_parked) when the log parks events that this view has followed.
         """
+        if isinstance(event, RangeAllocated):  # the two events of a join are asked for first
+            return self._allocated(event.cidr, sequence, event.node, event.uid)
+        if isinstance(event, NodeJoined):
+            self._note_addresses(event.underlay, event.announced)
+            self.members[event.node] = member_of(event)
+            # The own site says which peers are at another one.
+            return self._stage_anew() if event.node == self.node else NO_CHANGES
         if type(event) in _TRAFFIC_TYPES:
             problem = clb_problem(event)
             if problem:
@@ -107,25 +114,18 @@ class View:
                 return self._leave_out(f"event {sequence} ({event.entity})", problem)
             before = self.members.get(event.previous) if isinstance(event, ClbHolderAssigned) else None
             self.traffic.apply(sequence, event, before.underlay if before is not None else "")
-        if isinstance(event, NodeJoined):
-            self._note_addresses(event.underlay, event.announced)
-            self.members[event.node] = member_of(event)
-            if event.node == self.node:
-                return self._stage_anew()  # the own site says which peers are at another one
-        elif isinstance(event, NodeKeyChanged):
+        if isinstance(event, NodeKeyChanged):
             return self._has_key(event)
-        elif isinstance(event, NodeNatChanged):
+        if isinstance(event, NodeNatChanged):
             return self._nat_changed(event)
-        elif isinstance(event, ClusterEncryptionChanged):
+        if isinstance(event, ClusterEncryptionChanged):
             self.encryption = Encryption.of(event, sequence)
             return self._stage_anew()
-        elif isinstance(event, RangeAllocated):
-            return self._allocated(event.cidr, sequence, event.node, event.uid)
-        elif isinstance(event, RangeDraining):
+        if isinstance(event, RangeDraining):
             return self._ended(event.cidr, event.epoch)
-        elif isinstance(event, NodeUnderlayChanged):
+        if isinstance(event, NodeUnderlayChanged):
             return self._moved(event)
-        elif isinstance(event, NodeLeft | NodeFenced):
+        if isinstance(event, NodeLeft | NodeFenced):
             if isinstance(event, NodeFenced) and event.uid == self.uid:
                 self.fenced = True
             member = self.members.get(event.node)

@@ -229,7 +229,8 @@ class Engine:
             chunk = operations[start : start + CHUNK_MESSAGES]
             first = self._take(len(chunk) + 1)
             refused = self._exchange(messages.encode(chunk, first, ifindex), first, len(chunk))
-            refusals += (KernelRefusal(chunk[at], number, text) for at, number, text in refused)
+            if refused:
+                refusals += (KernelRefusal(chunk[at], number, text) for at, number, text in refused)
         return refusals
 
     def _exchange(self, batch: bytes | bytearray, first: int, count: int) -> list[tuple[int, int, str]]:
