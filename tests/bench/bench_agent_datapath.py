@@ -191,8 +191,12 @@ def _judge_merging(program: str) -> None:
         assert looker.returncode == 0
 
 
-def _blocks(program: str, rounds: int, kinds: str, *, only: Collection[str] = WAYS) -> list[Block]:
-    ways = [f"{way}={place}p1:172.16.1.2,{place}p2:172.16.2.2" for place, way in enumerate(WAYS) if way in only]
+def _blocks(program: str, rounds: int, kinds: str, *, only: Collection[str] = ()) -> list[Block]:
+    ways = [
+        f"{way}={place}p1:172.16.1.2,{place}p2:172.16.2.2"
+        for place, way in enumerate(WAYS)
+        if not only or way in only
+    ]
     command = [program, str(rounds), str(BLOCK_MS), str(DISTURBED_PERCENT), kinds]
     done = subprocess.run([*command, *ways], check=True, capture_output=True, text=True, timeout=600)
     blocks: list[Block] = []
