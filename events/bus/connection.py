@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import ssl
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -123,6 +123,7 @@ async def connect(
     """
     client = ReconnectingClient()
     client.denied = deque(maxlen=_DENIED_MAX)
+    client.tries = Counter()
     identity = _identity(client, options)
     client.api_prefix = options.api_prefix
     tls = _tls(options)
@@ -183,7 +184,7 @@ async def connect(
                 max_outstanding_pings=2,
                 pending_size=8 * 1024 * 1024,
             )
-        connected = True
+        connected, client.tries = True, None
     except (
         Exception
     ) as error:  # nats-py raises OSError, NoServersError, TimeoutError, ssl errors and bare Exception
@@ -192,6 +193,8 @@ async def connect(
         refusal = next((text for text in said if any(word in text.lower() for word in REFUSALS)), "")
         if refusal:
             raise Refused("forbidden", _refused(options, refusal), servers=list(options.servers)) from error
+        if options.credentials:
+            creds.load(options.credentials)  # gone or damaged meanwhile: then that is why
         raise Unavailable(
             "bus_unreachable",
             f"no NATS server answers at {', '.join(options.servers)} ({_with_clock(_why(error, said))}): "

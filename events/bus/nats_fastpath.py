@@ -15,7 +15,7 @@ Each of these can go when nats-py does it:
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -274,6 +274,8 @@ class ReconnectingClient(FastClient):
     denied: deque[str]
     """Subjects that the server let this client not publish to, lower case, the latest last."""
     public_key = ""
+    tries: Counter[str] | None = None
+    """How often each server was tried for the first connection; None: it is there, and none is given up."""
     api_prefix = "$JS.API"
     """Where these credentials find JetStream's API; :func:`events.jetstream.api.prefix_of` asks."""
 
@@ -324,6 +326,14 @@ class ReconnectingClient(FastClient):
             raise
         finally:
             transport.readline = readline
+
+    async def _select_next_server(self) -> None:
+        """Try each server twice for a first connection: nats-py hears of a spent one anew, for ever."""
+        if self.tries is not None:
+            self._server_pool = [one for one in self._server_pool if self.tries[one.uri.netloc] < 2]
+        await super()._select_next_server()
+        if self.tries is not None and self._current_server is not None:
+            self.tries[self._current_server.uri.netloc] += 1
 
     # A cancellation that arrives inside these two is lost (nats.py issue 373, CPython issue 86296), and a
     # task that goes on for ever would never end.

@@ -19,6 +19,7 @@ from events.bus.headers import parse_header_lines
 from events.bus.nats_fastpath import FastParser, Outgoing, inline, publish_all
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
+from events.errors import Refused
 from events.jetstream.direct import recorded_ns
 
 _lines = st.lists(st.text(alphabet="abN-: \t\x0b\x00é\u2028\x85", max_size=12), max_size=6)
@@ -284,3 +285,26 @@ async def test_a_flush_returns_only_when_all_that_was_sent_before_it_is_there() 
                 assert heard == ["SUB", "PUB", "PUB", "PING"]  # the second one is what was published
         finally:
             await client.close()
+
+
+async def test_a_stranger_is_told_so_after_two_tries_a_server() -> None:
+    """nats-py went on for ever: it gives up a server and hears of it anew from the next one."""
+    ports: list[int] = []
+    tried: list[int] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        others = ",".join(f'"127.0.0.1:{port}"' for port in ports)
+        writer.write(b'INFO {"server_id":"s","max_payload":1048576,"connect_urls":[%b]}\r\n' % others.encode())
+        await reader.readline()
+        tried.append(writer.get_extra_info("sockname")[1])
+        writer.write(b"-ERR 'Authorization Violation'\r\n")
+        writer.close()
+
+    one = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    two = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with one, two, asyncio.timeout(60):
+        ports += [server.sockets[0].getsockname()[1] for server in (one, two)]
+        options = BusOptions(servers=(f"nats://127.0.0.1:{ports[0]}",), connect_timeout_s=300)
+        with pytest.raises(Refused, match="demands credentials"):
+            await connect(options, name="test")
+    assert sorted(tried) == sorted(2 * ports)
