@@ -181,9 +181,10 @@ async def _explain(
     left_out = [f"{silent:,} whose nodes have left or were fenced since"] if silent else []
     if reports.strangers:
         left_out.append(f"{reports.strangers:,} that never were members (their join was refused)")
-    note = (
-        "" if applied or left_out else "no agents' reports at hand: they are on the live bus, or in a capsule"
-    )
+    note = ""
+    if not applied and not left_out:
+        live = history.index.archive is None
+        note = "no agent has reported yet" if live else "an archive has no reports of agents; a capsule has"
     if left_out:
         note = f"not counted: {', '.join(left_out)}"
     first_stamp = stamp(events[0])
