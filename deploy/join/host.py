@@ -6,12 +6,13 @@ Cancelled, a program that runs is ended and what it did by then stays; all of it
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shlex
 import shutil
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deploy.join.files import MARK, UNITS
@@ -34,6 +35,44 @@ def require_root() -> None:
             "not_permitted",
             "a join makes an account, a unit and files below /etc: run it as root (`sudo isthmus join …`)",
         )
+
+
+@contextlib.contextmanager
+def only_one(folder: Path, *, make: bool) -> Iterator[None]:
+    """Keep other joins and leaves out of that folder meanwhile; one that is not there is made, if asked to.
+
+    Raises Refused: ``join_running``, and ``not_permitted`` for anybody but root who would make it; OSError.
+    A folder that was made and is empty at the end goes again.
+    """
+    if make:
+        require_root()  # first: others cannot even read what is here
+    made = make and not folder.exists()
+    if made:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o770)
+    elif not folder.exists():
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise Refused(
+            "join_running",
+            f"another join or leave is at work in {folder}: when it has ended, the same "
+            f"command goes on from there",
+            path=str(folder),
+        ) from error
 
 
 def systemd_runs() -> bool:

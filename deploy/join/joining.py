@@ -83,10 +83,15 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
 
     Cancelled, it leaves whole files: the same command goes on from there, ``isthmus leave`` undoes it.
     """
+    if request.dry_run:
+        return await _join(request, progress)
+    with host.only_one(request.folder, make=True):
+        return await _join(request, progress)
+
+
+async def _join(request: JoinRequest, progress: Progress) -> Joined:
     config = request.folder / "agent.toml"
     with progress.step("token") as step:
-        if not request.dry_run:
-            host.require_root()  # first: others cannot even read what is here
         token = _token(request)
         _same_node(request, config, token)
         by_hand = earlier.settings_by_hand(config)
@@ -195,7 +200,8 @@ def _held(folder: Path, token: JoinToken) -> creds.Credentials | None:
     renewed_at = known.tag(RENEW_TAG).split(".")
     elsewhere = len(renewed_at) > 1 and renewed_at[1] != token.cluster
     ca = host.current(folder / "ca.pem")
-    if elsewhere or _over(known) or (token.ca and ca is not None and ca.strip() != token.ca.strip()):
+    over = known.expires is not None and known.expires <= datetime.now(UTC)
+    if elsewhere or over or (token.ca and ca is not None and ca.strip() != token.ca.strip()):
         return None
     return known
 
@@ -300,10 +306,6 @@ async def _credentials(
     named = f"node {given.node}: " if token.names else ""
     step.done(f"{named}{held}, the key was made here")
     return given, options
-
-
-def _over(known: creds.Credentials) -> bool:
-    return known.expires is not None and known.expires <= datetime.now(UTC)
 
 
 def _check(text: str, path: Path) -> None:

@@ -103,6 +103,11 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
     Raises IsthmusError of the step that failed. Cancelled, the same command goes on from there.
     """
     host.require_root()
+    with host.only_one(request.folder, make=False):
+        return await _leave(request, progress)
+
+
+async def _leave(request: LeaveRequest, progress: Progress) -> str:
     config = request.folder / "agent.toml"
     values, request = settings(request)
     node = str(values.get("node", ""))

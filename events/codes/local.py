@@ -99,6 +99,11 @@ LOCAL_CODES: dict[str, Code] = {
         "An agent already runs on this node with the same state directory.",
         "Stop it first (`systemctl stop isthmus-agent`), or give the second one a --state-dir of its own.",
     ),
+    "join_running": Code(
+        "Refused",
+        "Another join or leave is at work on this machine.",
+        "When it has ended, the same command goes on from there.",
+    ),
     "identity_unreadable": Code(
         "Refused",
         "The files that say who this installation is are damaged or contradict each other.",

@@ -76,7 +76,10 @@ def breaking(at: int) -> tuple[list[Step], Callable[[Step], None]]:
 @pytest.mark.bus
 @inside
 def test_a_signal_leaves_the_credentials_of_the_token_nowhere() -> None:
-    """While the bus says nothing: the program cleans up, and says by its exit code what ended it."""
+    """While the bus says nothing: the program cleans up, and says by its exit code what ended it.
+
+    Nobody else joins or leaves on that machine meanwhile.
+    """
     sh("ip link add eth0 type veth peer name far && ip addr add 10.0.0.1/24 dev eth0")
     sh("ip link set eth0 up && ip link set far up")
     account, user = generate("account"), generate("user")
@@ -92,6 +95,10 @@ def test_a_signal_leaves_the_credentials_of_the_token_nowhere() -> None:
                 line = [ISTHMUS, "join", token.text(), *places, "--foreground"]
                 with subprocess.Popen(line, stderr=PIPE) as process:
                     with bus.accept()[0]:
+                        assert (folder / "etc" / "join.creds").exists()
+                        other = line if number == signal.SIGINT else [ISTHMUS, "leave", "--yes", *places[:4]]
+                        second = subprocess.run(other, capture_output=True, text=True, check=False)
+                        assert (second.returncode, "[join_running]" in second.stderr) == (1, True), second
                         assert (folder / "etc" / "join.creds").exists()
                         process.send_signal(number)
                         process.wait(60)

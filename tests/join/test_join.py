@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -121,7 +122,8 @@ case $1 in
   container)
     test -e pid || exit 1
     case $4 in *Run*) kill -0 "$(cat pid)" && echo true ;; *Count*) echo 0 ;; *) cat pid ;; esac ;;
-  stop) kill "$(cat pid)"; while grep -q ') [^Z]' "/proc/$(cat pid)/stat"; do sleep 0.05; done ;;
+  stop) if test -p hold; then touch held; read _ < hold; fi
+    kill "$(cat pid)"; while grep -q ') [^Z]' "/proc/$(cat pid)/stat"; do sleep 0.05; done ;;
   rm) rm -f taken; rm pid ;;
   logs) cat log ;;
   *) exit 9 ;;
@@ -155,6 +157,7 @@ def _as_a_container(place: Site, c: Node, words: list[str]) -> None:
     assert isthmus("c", *join, env=found).stdout.count("= container") == 1
     other = isthmus("c", "join", NODE.text(), *words, "--foreground", env=found)
     assert "[machine_is_a_node]" in other.stderr
+    _broken_off_as_the_engine_stops_it(c, here, words, found)
     assert place.isthmus("node", "fence", "c", "--yes").returncode == 0
     uid = c.status()["uid"]
     left = isthmus("c", "leave", "--yes", *words[:4], env=found)
@@ -165,6 +168,31 @@ def _as_a_container(place: Site, c: Node, words: list[str]) -> None:
     assert known.uid != uid, "that one can never join again"
     assert (list((c.directory / "etc").iterdir()), (here / "pid").exists()) == ([], False)
     until(lambda: place.nodes["a"].status()["peers"] == 1, "a forgets c again")
+
+
+def _broken_off_as_the_engine_stops_it(c: Node, here: Path, words: list[str], found: dict[str, str]) -> None:
+    """The engine's program ends with the leave, and goes on alone behind one that is killed."""
+    hold, held = here / "hold", here / "held"
+    os.mkfifo(hold)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        line = ["ip", "netns", "exec", "c", ISTHMUS, "leave", "--yes", *words[:4]]
+        with subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=found
+        ) as ended:
+            until(held.exists, "the engine is asked to stop it")
+            held.unlink()
+            ended.send_signal(number)
+            out, err = ended.communicate(timeout=60)
+        assert ended.returncode in {128 + number, -number}, err
+        assert "Traceback" not in err
+        assert "cluster" not in out, "it is told nothing"
+        assert (c.directory / "etc" / "agent.container").exists()
+        os.kill(int((here / "pid").read_text()), 0)  # the agent runs
+        if number != signal.SIGKILL:
+            with pytest.raises(OSError, match="No such device or address"):  # nobody reads there any more
+                os.open(hold, os.O_WRONLY | os.O_NONBLOCK)
+    hold.write_text("\n")
+    hold.unlink()
 
 
 @pytest.mark.netns
