@@ -36,7 +36,7 @@ BURST = 500
 """Events at once from which on more are likely to follow: half of a full append."""
 
 GATHER = 20_000
-"""Events of a burst that are left waiting while more come in."""
+"""Events of a burst that are left waiting while more come in; so many may also come while they are written."""
 
 GATHER_S = 0.5
 """Longest time that they are left waiting."""
@@ -206,7 +206,7 @@ class Projector:
     async def _project(self) -> None:
         self._look()
         store = await self.open()
-        subscription = self._changes.subscribe()
+        subscription = self._changes.subscribe(limit=GATHER)
         try:
             await self._catch_up(store)
             while True:

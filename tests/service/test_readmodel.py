@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from controlplane.changes import Changes
+from controlplane.changes import CHANGES_LIMIT, Changes
 from controlplane.cluster.decide import decide
 from controlplane.cluster.digest import state_digest
 from controlplane.cluster.evolve import evolve
@@ -24,10 +25,9 @@ from controlplane.readmodel.rebuild import rebuild
 from controlplane.readmodel.store import SequenceSpan, Store, current_generation
 from events.codec import Cause, Recorded, decode, seal
 from events.errors import VerificationFailed
+from events.log import ReadBatch
 from events.memory import MemoryLog
-from events.protocol.commands import (
-    ImportNodes,
-)
+from events.protocol.commands import DeclareNetwork, ImportNodes, WithdrawNetwork
 from events.types import (
     EVENT_TYPES,
     CidrAppended,
@@ -36,6 +36,7 @@ from events.types import (
     ConflictOverridden,
     ConflictRefused,
     EventsParked,
+    Network,
     NetworkDeclared,
     NodeFenced,
     NodeJoined,
@@ -129,6 +130,39 @@ async def test_a_burst_waits_for_its_end_unless_somebody_waits_for_it(
         assert projector.sequence == 3
         await projector.reached(it.replica.head.sequence, timeout_s=30)
         assert (await projector.open()).checkpoint == it.replica.head
+
+
+async def test_a_burst_that_comes_while_one_is_written_is_not_read_from_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading it again and verifying it would take from the very commands that are in a hurry."""
+    written, behind = asyncio.Event(), CHANGES_LIMIT + 2
+    apply = Store.apply
+
+    async def slow(self: Store, events: Sequence[Recorded]) -> None:
+        await written.wait()
+        await apply(self, events)
+
+    async with rig() as it, projecting(it, tmp_path) as projector:
+        await projector.reached(1)
+        reads = 0
+        read = it.log.read
+
+        def counted(**options: Any) -> AsyncIterator[ReadBatch]:
+            nonlocal reads
+            reads += 1
+            return read(**options)
+
+        monkeypatch.setattr(it.log, "read", counted)
+        monkeypatch.setattr(Store, "apply", slow)
+        office = Network(cidr="10.0.0.0/24", kind="idc")
+        declare, withdraw = DeclareNetwork(network=office), WithdrawNetwork(cidr=office.cidr)
+        for _ in range(0, behind, 1000):
+            await asyncio.gather(*[it.send(one) for _ in range(500) for one in (declare, withdraw)])
+        written.set()
+        await projector.reached(it.replica.head.sequence, timeout_s=30)
+        assert it.replica.head.sequence > behind
+        assert not reads
 
 
 async def test_a_restored_replica_goes_on_exactly_as_the_one_that_folded_everything(tmp_path: Path) -> None:
