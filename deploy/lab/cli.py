@@ -48,7 +48,9 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
         host, colon, port = str(value).rpartition(":")
         if colon and host not in {"127.0.0.1", "localhost"}:
             self.fail(f"the lab's console is on 127.0.0.1 only, not on {host[:60]!r}", param, ctx)
-        return int(click.IntRange(0, 65535).convert(port, param, ctx))  # type: ignore[arg-type]  # a text, too
+        if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+            self.fail(f"{str(value)[:60]!r} is not PORT or 127.0.0.1:PORT", param, ctx)
+        return int(port)
 
 
 @click.group(cls=_LabGroup, invoke_without_command=True)

@@ -20,6 +20,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -133,9 +134,10 @@ class EmbeddedServer:
     async def start(self, timeout_s: float = 15.0) -> None:
         """Start and return once clients can connect and JetStream is on.
 
-        Raises Refused(prerequisite_missing) without a binary, and Unavailable(bus_unreachable) with the
-        server's own words when it does not come up in time, or when another server holds the store. Cancelled,
-        the server may run: :meth:`stop` ends it.
+        Raises Refused(prerequisite_missing) without a binary, Unavailable(prerequisite_missing) when its port
+        is taken or its address not here, and Unavailable(bus_unreachable) with the server's own words
+        when it does not come up in time, or when another server holds the store. Cancelled, the server may run:
+        :meth:`stop` ends it.
         """
         binary = find_binary()
         self._stopping = False
@@ -144,6 +146,7 @@ class EmbeddedServer:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._take_lock()
+                self._check_port()
                 await self._launch(binary)
                 self._watcher = asyncio.create_task(self._watch(binary), name=f"watch {self.options.name}")
                 await self._ready_or_failed()
@@ -232,6 +235,25 @@ class EmbeddedServer:
             os.close(descriptor)
             raise
         self._lock = descriptor
+
+    def _check_port(self) -> None:
+        """The server itself would be started again and again, since a port may come free."""
+        host, port = self.options.host, self._port
+        if self._config is not None or not port:
+            return
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except socket.gaierror:
+                return  # the server says what it makes of that name
+            except OSError as error:
+                raise Unavailable(
+                    "prerequisite_missing",
+                    f"the bus cannot listen on {host}:{port} ({(error.strerror or str(error)).lower()}): "
+                    f"choose another address or port, or stop who has it (`ss -ltnp 'sport = :{port}'`)",
+                ) from error
 
     async def _launch(self, binary: Path) -> None:
         assert self._lock is not None  # noqa: S101  start() took it
