@@ -395,12 +395,12 @@ class LogFollower:
 
     def _take_in(self, messages: Sequence[StoredMessage]) -> tuple[list[PeerChange], VerificationFailed | None]:
         """Fold the messages up to the first that is not sound."""
-        view = self.view
+        view, parked = self.view, self._parked.known
         changes: list[PeerChange] = []
         for message in messages:
             sequence = message.sequence
             try:
-                head, event = step(view.head, message, self._parked.known)
+                head, event = step(view.head, message, parked)
                 changes += view.apply(sequence, event)
             except VerificationFailed as error:
                 return changes, error  # what came before it is sound, and is applied

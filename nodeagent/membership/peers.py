@@ -121,15 +121,17 @@ class PeerTable:
 
     def put(self, peer: Peer) -> PeerChange:
         """Add or replace the owner of a range; an older epoch than known changes nothing."""
-        before = self._by_range.get(peer.cidr)
-        if peer.epoch <= self._floors.get(peer.cidr, 0) or (before is not None and before.epoch > peer.epoch):
+        cidr, epoch = peer.cidr, peer.epoch
+        before = self._by_range.get(cidr)
+        if epoch <= self._floors.get(cidr, 0):
             return NOTHING
-        if before == peer:
-            return NOTHING
-        if before is not None and before.node != peer.node:
-            self._forget_name(before)
-        self._by_range[peer.cidr] = peer
-        self._by_node[peer.node] = peer.cidr
+        if before is not None:
+            if before.epoch > epoch or before == peer:
+                return NOTHING
+            if before.node != peer.node:
+                self._forget_name(before)
+        self._by_range[cidr] = peer
+        self._by_node[peer.node] = cidr
         return _new(PeerChange, (before, peer))
 
     def remove(self, cidr: str, epoch: int) -> PeerChange:

@@ -211,17 +211,14 @@ class RowRules:
 
         ``elsewhere``: the peer is behind NAT, so that its address is another machine's than this node's own.
         """
-        problem = self.range_problem(peer.cidr) or mac_problem(peer.vtep_mac) or unicast_problem(peer.underlay)
+        mac, underlay = peer.vtep_mac, peer.underlay
+        problem = self.range_problem(peer.cidr) or mac_problem(mac) or unicast_problem(underlay)
         if problem:
             return problem
-        if not elsewhere and peer.underlay in self.local:
-            return f"the underlay address {peer.underlay} is this node's own"
-        if own is None:
-            return ""
-        if not elsewhere and peer.underlay == own.underlay:
-            return f"the underlay address {peer.underlay} is this node's own"
-        if peer.vtep_mac.lower() == own.vtep_mac.lower():
-            return f"the MAC {peer.vtep_mac} is this node's own"
+        if not elsewhere and (underlay in self.local or (own is not None and underlay == own.underlay)):
+            return f"the underlay address {underlay} is this node's own"
+        if own is not None and mac.lower() == own.vtep_mac.lower():
+            return f"the MAC {mac} is this node's own"
         return ""
 
 

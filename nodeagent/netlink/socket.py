@@ -224,14 +224,13 @@ class Engine:
         return refusals
 
     def _execute_each(self, operations: Sequence[Operation], ifindex: int) -> list[KernelRefusal]:
-        refusals: list[KernelRefusal] = []
-        for start in range(0, len(operations), CHUNK_MESSAGES):
-            chunk = operations[start : start + CHUNK_MESSAGES]
-            first = self._take(len(chunk) + 1)
-            refused = self._exchange(messages.encode(chunk, first, ifindex), first, len(chunk))
-            if refused:
-                refusals += (KernelRefusal(chunk[at], number, text) for at, number, text in refused)
-        return refusals
+        if len(operations) > CHUNK_MESSAGES:
+            starts = range(0, len(operations), CHUNK_MESSAGES)
+            chunks = [operations[start : start + CHUNK_MESSAGES] for start in starts]
+            return [refusal for chunk in chunks for refusal in self._execute_each(chunk, ifindex)]
+        first = self._take(len(operations) + 1)
+        refused = self._exchange(messages.encode(operations, first, ifindex), first, len(operations))
+        return [KernelRefusal(operations[at], number, text) for at, number, text in refused] if refused else []
 
     def _exchange(self, batch: bytes | bytearray, first: int, count: int) -> list[tuple[int, int, str]]:
         """Send ``count`` messages numbered from ``first``; the place, errno and words of each refused one."""
