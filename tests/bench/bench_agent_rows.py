@@ -1,7 +1,8 @@
 """Cold start, resync and one join: our engine against C, iproute2 and pyroute2, in one run.
 
 Every figure is the median of RUNS runs, alternating, on an emptied vxlan device in a fresh network
-namespace; a join takes microseconds, so that there the calmest run counts, with its own round trips.
+namespace, by CPU time, the kernel's part of it included; a join takes microseconds, so that there the clock
+and the calmest run count, with its own round trips.
 The fast path's peers have a budget: the CPU time of one comparison of its empty map, the calmest of RUNS.
 "Cold start" is what passes until the agent calls the rows applied: read the empty kernel, compare, write all
 rows of the desired state, each acknowledged. What it reads back of them soon afterwards has a row of its own.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -52,8 +54,7 @@ def run() -> list[dict[str, Any]]:
         row(quiet, found["resync"], found["json"], "s", 0.8),
         *([row("fast path: 10,000 peers on top of the rows (budget 30 ms)", found["fast"], 30, "ms", 1)]
           if found["fast"] else []),
-        row(join, found["join"], found["trips"],
-            "s", 5.0),
+        row(join, found["join"], found["trips"], "s", 8.0),
     ]  # fmt: skip
 
 
@@ -139,11 +140,11 @@ def _ours(count: int, index: int) -> tuple[float, float]:
 
     desired = peers(count)
     with Engine(NetlinkChannel()) as engine:
-        started = time.perf_counter()
+        started = time.process_time()
         outcome = reconcile(engine, index, desired)
-        applied = time.perf_counter() - started
+        applied = time.process_time() - started
         again = reconcile(engine, index, desired)
-        whole = time.perf_counter() - started
+        whole = time.process_time() - started
     assert outcome.clean
     assert outcome.written == 3 * count
     assert again.clean
@@ -171,10 +172,15 @@ def _iproute_files(directory: Path) -> tuple[Path, Path]:
 
 
 def _batch(files: tuple[Path, Path]) -> float:
-    started = time.perf_counter()
+    started = _used_s()
     subprocess.run([_tool("ip"), "-batch", files[0]], check=True, stdout=subprocess.DEVNULL)
     subprocess.run([_tool("bridge"), "-batch", files[1]], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
+    return _used_s() - started
+
+
+def _used_s() -> float:
+    """CPU seconds of this process and of those that it has started and seen end."""
+    return sum(os.times()[:4])
 
 
 def _tool(name: str) -> str:
@@ -186,7 +192,7 @@ def _pyroute2(index: int) -> float:
 
     rows = peers(SAMPLE)
     with IPRoute() as ip:
-        started = time.perf_counter()
+        started = time.process_time()
         for address, mac in rows.neighbours.items():
             text, lladdr = str(IPv4Address(address)), mac.hex(":")
             ip.neigh("replace", dst=text, lladdr=lladdr, ifindex=index, state="permanent", protocol=84)
@@ -200,7 +206,7 @@ def _pyroute2(index: int) -> float:
             )
             ip.route("replace", dst=f"{text}/26", gateway=text, oif=index, flags=["onlink"], proto=84,
                      priority=int.from_bytes(address, "big"))  # fmt: skip
-        return time.perf_counter() - started
+        return time.process_time() - started
 
 
 def _resync(index: int) -> tuple[float, float]:
@@ -212,12 +218,12 @@ def _resync(index: int) -> tuple[float, float]:
     with Engine(NetlinkChannel()) as engine:
         reconcile(engine, index, desired)
         for _ in range(RUNS):
-            started = time.perf_counter()
+            started = _used_s()
             outcome = reconcile(engine, index, desired)
-            ours.append(time.perf_counter() - started)
+            ours.append(_used_s() - started)
             assert outcome.clean
             assert outcome.written == 0
-            started = time.perf_counter()
+            started = _used_s()
             found = [
                 json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
                 for command in (
@@ -226,7 +232,7 @@ def _resync(index: int) -> tuple[float, float]:
                     [_tool("ip"), "-j", "route", "show", "proto", "84"],
                 )
             ]
-            theirs.append(time.perf_counter() - started)
+            theirs.append(_used_s() - started)
             assert all(len(rows) == PEERS for rows in found)
     return statistics.median(ours), statistics.median(theirs)
 
@@ -352,6 +358,7 @@ async def _joins(directory: Path, between: Callable[[int], None]) -> list[float]
 
 def _log() -> list[list[Any]]:
     """The events of a cluster as stored messages: its definition and n0's join; then JOINS more joins."""
+    from events.bus.headers import parse_header_lines
     from events.chain import genesis
     from events.codec import Cause, StoredMessage, seal
     from events.ids import new_id
@@ -373,5 +380,9 @@ def _log() -> list[list[Any]]:
         ])  # fmt: skip
     batches[0].insert(0, defined)
     sealed, _ = seal("bench", genesis("bench"), [(cause, batch) for batch in batches])
-    stored = iter([StoredMessage(n, m.subject, m.headers, m.body, 0) for n, m in enumerate(sealed, 1)])
+    # With headers as a connection reads them: each name is one string, whatever message it is in.
+    stored = iter([
+        StoredMessage(n, m.subject, parse_header_lines(m.lines.encode()), m.body, 0)
+        for n, m in enumerate(sealed, 1)
+    ])  # fmt: skip
     return [[next(stored) for _ in batch] for batch in batches]
