@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,7 +178,7 @@ def only_one(directory: Path) -> Iterator[None]:
         raise Refused(
             "not_permitted",
             f"{path} belongs to another account ({error.strerror}): give the folder to the one that the agent "
-            f"runs as, `chown -R isthmus: {directory}` under the shipped unit",
+            f"runs as, `chown -R isthmus: {shlex.quote(str(directory))}` under the shipped unit",
             path=str(path),
         ) from error
     with opened as file:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from pathlib import Path
@@ -116,9 +117,10 @@ class OwnKey:
         except Refused as error:
             self.problem = error.message
         except OSError as error:
+            quoted = shlex.quote(str(path))
             self.problem = (
                 f"{path} cannot be read ({error.strerror}): give it to the account that the agent runs as, "
-                f"chown --reference={self._directory} {path}, or remove it: rm {path}"
+                f"chown --reference={shlex.quote(str(self._directory))} {quoted}, or remove it: rm {quoted}"
             )
         return None
 
@@ -193,7 +195,8 @@ def _read(path: Path) -> PrivateKey:
         raise Refused(
             "identity_unreadable",
             f"{path} holds no key of a node: remove it, and the agent "
-            f"{'makes another one' if path.name == KEY_FILE else 'goes on without'}: rm {path}",
+            f"{'makes another one' if path.name == KEY_FILE else 'goes on without'}: "
+            f"rm {shlex.quote(str(path))}",
             path=str(path),
         )
     if path.stat().st_mode & 0o077:

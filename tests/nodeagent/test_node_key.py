@@ -137,6 +137,8 @@ def test_a_key_that_root_asks_for_belongs_to_the_account_of_the_agent(tmp_path: 
 
 def test_a_half_written_key_is_not_replaced_beside_it_and_the_way_out_works(tmp_path: Path) -> None:
     """No agent starts with it; once it is removed, the next one makes another key, whatever else is there."""
+    tmp_path /= "its folder"  # a shell takes the way out as it stands
+    tmp_path.mkdir()
     first = own_key(tmp_path)
     whole = (tmp_path / KEY_FILE).read_bytes()
     (tmp_path / KEY_FILE).write_bytes(whole[:-9])
@@ -149,7 +151,7 @@ def test_a_half_written_key_is_not_replaced_beside_it_and_the_way_out_works(tmp_
     assert first.follow(first.next.public if first.next else "", first.public)
     (tmp_path / KEY_FILE).write_bytes(b64encode(bytes(31)))
     for ask in (own_key, ask_for_another):
-        with pytest.raises(Refused, match=f"holds no key of a node.*: rm {tmp_path / KEY_FILE}"):
+        with pytest.raises(Refused, match=f"holds no key of a node.*: rm '{tmp_path / KEY_FILE}'"):
             ask(tmp_path)
     assert not (tmp_path / NEXT_FILE).exists()
     (tmp_path / KEY_FILE).unlink()
