@@ -156,8 +156,8 @@ class Store:
         except FileNotFoundError:
             raise Refused(
                 "credentials_missing",
-                f"{self.path} holds no credentials authority: make one with "
-                f"`isthmus credentials init --store {shlex.quote(str(self.path))}`",
+                f"the folder {self.path} holds no credentials authority: name the one that does by --store or "
+                f"ISTHMUS_STORE, or make one: `isthmus credentials init --store {shlex.quote(str(self.path))}`",
                 store=str(self.path),
             ) from None
         if book.version != BOOK_VERSION:

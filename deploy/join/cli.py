@@ -118,7 +118,11 @@ def join(
     """
     text = token_file.read_text(TOKEN_LIMIT) if token_file is not None else token
     if not text:
-        raise Usage("usage", "give the token: isthmus join --token-file FILE, or ISTHMUS_JOIN_TOKEN")
+        raise Usage(
+            "usage",
+            "give the token: isthmus join --token-file FILE, or ISTHMUS_JOIN_TOKEN; "
+            "`isthmus token create NODE` at the operator's desk makes one",
+        )
     progress = _progress(as_json=as_json)
     if container and foreground:
         raise Usage("usage", "--container and --foreground are two ways to run the agent: choose one")
