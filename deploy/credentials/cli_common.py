@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,6 +98,12 @@ def shared_token(
     )  # fmt: skip
     push_if_asked(authority, push, [account])
     return made
+
+
+def push_line(store: Path) -> str:
+    """What tells the servers, as it is typed; URL is theirs."""
+    named = ("--store", str(store)) if str(store) != "credentials" else ()
+    return shlex.join(["isthmus", "credentials", "push", *named, "URL"])
 
 
 def push_if_asked(authority: Authority, urls: str | None, accounts: Sequence[str]) -> int:

@@ -25,6 +25,7 @@ from deploy.credentials.cli_common import (
     issue,
     key_of,
     push_if_asked,
+    push_line,
     push_option,
     say,
     store_option,
@@ -146,7 +147,7 @@ def revoke(
     elif servers:
         click.echo(f"{role} {name} is revoked; {servers} server(s) know it")
     else:
-        click.echo(f"{role} {name} is revoked in {store}; the servers learn it by `isthmus credentials push`")
+        click.echo(f"{role} {name} is revoked in {store}; the servers learn it by `{push_line(store)}`")
 
 
 @credentials.command("list")

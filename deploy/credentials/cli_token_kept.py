@@ -14,14 +14,16 @@ import click
 import msgspec
 
 from deploy.credentials.authority import Authority
-from deploy.credentials.cli_common import push_if_asked, push_option, store_option, when
+from deploy.credentials.cli_common import push_if_asked, push_line, push_option, store_option, when
 from deploy.credentials.cli_token import token
 from deploy.credentials.store import TokenRecord
 from events import subjects
 from events.cli.options import BusContext, bus_options, confirm, json_option, run
 from events.cli.tables import print_json, print_table
+from events.errors import Refused, Unavailable
 from events.types import JoinTokenUsed, SharedTokenUsed
 
+PATIENCE_S = 10.0
 offline_option = click.option("--offline", is_flag=True, help="Do not ask the log who has used it.")
 
 
@@ -42,11 +44,14 @@ async def uses_in_log(context: BusContext) -> dict[str, list[Use]]:
     """
     from events.bus.connection import connect
     from events.jetstream.direct import DirectReader
+    from events.jetstream.read import log_head
 
     client = await connect(context.bus, name="isthmus-token")
     found: dict[str, list[Use]] = defaultdict(list)
     try:
-        reader = DirectReader(client, subjects.stream(context.cluster), prefix=context.bus.api_prefix)
+        prefix = context.bus.api_prefix
+        await log_head(client, context.cluster, prefix=prefix, patience_s=PATIENCE_S)  # is there such a log?
+        reader = DirectReader(client, subjects.stream(context.cluster), prefix=prefix)
         for message in await reader.every(
             subjects.aggregate_wildcard(context.cluster, JoinTokenUsed.aggregate)
         ):
@@ -85,7 +90,12 @@ def _row(record: TokenRecord, used: list[Use] | None, now: int) -> dict[str, Any
 
 
 def _used(context: BusContext, *, offline: bool) -> dict[str, list[Use]] | None:
-    return None if offline else run(uses_in_log(context))
+    """Raises Unavailable, Refused: what the log says was asked for, and cannot be had."""
+    try:
+        return None if offline else run(uses_in_log(context))
+    except (Unavailable, Refused) as error:
+        error.message += "; what this store knows without the log: --offline"
+        raise
 
 
 @token.command("list")
@@ -174,5 +184,5 @@ def revoke(*, token_id: str, store: Path, cluster: str, push: str | None, yes: b
         click.echo(f"join token {record.id} is revoked; {servers} server(s) know it")
     else:
         click.echo(
-            f"join token {record.id} is revoked in {store}; the servers learn it by `isthmus credentials push`"
+            f"join token {record.id} is revoked in {store}; the servers learn it by `{push_line(store)}`"
         )

@@ -27,7 +27,7 @@ from deploy.join.progress import Progress
 from events.bus.access.nkeys import generate
 from events.bus.enrolment import JoinToken, read_token
 from events.cli.config import read
-from events.errors import IsthmusError, Refused, Usage
+from events.errors import IsthmusError, Refused, Unavailable, Usage
 from nodeagent import identity
 from nodeagent.cli import run_command
 from nodeagent.config import DEFAULT_NETWORK
@@ -382,6 +382,21 @@ def test_tokens_for_many_nodes_are_made_at_once(tmp_path: Path) -> None:
     ):
         assert isinstance(runner.invoke(root, [*create, *wrong]).exception, IsthmusError), wrong
     assert "0<x<=10080" in runner.invoke(root, ["token", "create", "--help"]).output
+
+
+def test_what_became_of_tokens_is_told_without_the_bus_where_one_says_so(tmp_path: Path) -> None:
+    store = tmp_path / "the authority"
+    assert CliRunner().invoke(root, ["credentials", "init", "--store", str(store)]).exit_code == 0
+    far = ["--store", str(store), "--bus", "nats://127.0.0.1:1"]
+    assert CliRunner().invoke(root, ["token", "create", "n1", "--to", str(tmp_path), *far]).exit_code == 0
+    listed = ["token", "list", *far]
+    away = CliRunner().invoke(root, listed).exception
+    assert isinstance(away, Unavailable)
+    assert away.message.endswith("without the log: --offline")
+    (one,) = json.loads(CliRunner().invoke(root, [*listed, "--offline", "--json"]).stdout)
+    assert (one["for"], one["used"], one["state"]) == ("n1", None, "good")
+    revoked = CliRunner().invoke(root, ["token", "revoke", one["id"], "--store", str(store), "--yes"])
+    assert f"`isthmus credentials push --store '{store}' URL`" in revoked.output
 
 
 def test_a_node_with_pods_does_not_leave_unasked(tmp_path: Path) -> None:
