@@ -24,9 +24,8 @@ from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.dataplane.underlay import Underlay
 from nodeagent.direct.paths import DirectPaths
 from nodeagent.fastpath.predecessors import Predecessors
-from nodeagent.fastpath.programs import Programs
 from nodeagent.fastpath.reconciler import FastPath
-from nodeagent.fastpath.start import SWITCHED_OFF
+from nodeagent.fastpath.start import NOTHING, Prepared
 from nodeagent.firewall.predecessor import Predecessor
 from nodeagent.firewall.reconciler import FirewallReconciler
 from nodeagent.gateway.reconciler import GatewayReconciler
@@ -227,7 +226,6 @@ class _AfterEachStep:
             log.warning("the identity cannot be written: %s", error.strerror)
 
 
-NO_PROGRAMS: tuple[Programs | None, str] = (None, SWITCHED_OFF)
 NO_WIRE: tuple[Wire | None, str] = (None, NAT_SWITCHED_OFF)
 
 
@@ -237,7 +235,7 @@ def compose(
     *,
     telemetry: Telemetry,
     outbox: Outbox | None = None,
-    fastpath: tuple[Programs | None, str] = NO_PROGRAMS,
+    fastpath: Prepared = NOTHING,
     nat: tuple[Wire | None, str] = NO_WIRE,
 ) -> Agent:
     """An agent with all its parts; nothing runs yet. Raises Refused(identity_unreadable), OSError.
@@ -263,9 +261,9 @@ def compose(
         view,
         found=reconciler.found,
         direct=config.direct != "off",
-        predecessors=Predecessors(config.state_dir),
-        loaded=fastpath[0],
-        why_not=fastpath[1],
+        predecessors=Predecessors(config.state_dir, fastpath.earlier),
+        loaded=fastpath.loaded,
+        why_not=fastpath.why_not,
     )
     ways = WayTable(Before(config.state_dir).since)
     direct = DirectPaths(config, view, conditions, reconciler=reconciler, fastpath=fast, ways=ways)
@@ -427,7 +425,7 @@ async def run_agent(
     machine_uid: str = "",
     telemetry: Telemetry | None = None,
     outbox: Outbox | None = None,
-    fastpath: tuple[Programs | None, str] = NO_PROGRAMS,
+    fastpath: Prepared = NOTHING,
     nat: tuple[Wire | None, str] = NO_WIRE,
     metrics: str = "off",
 ) -> None:

@@ -9,8 +9,7 @@
  *
  *   isthmus_pod_tx   ingress, host side of a pod's veth   sends by verdict, or marks the packet and lets it pass
  *   isthmus_net_tx   egress, underlay                     learns what became of a marked packet: outer headers
- *   isthmus_net_rx   ingress, underlay                    delivers by verdict
- *   isthmus_tun_rx   ingress, both vxlan devices          marks what comes out of the tunnel
+ *   isthmus_net_rx   ingress, underlay                    delivers by verdict, or marks the packet, still in the tunnel
  *   isthmus_pod_rx   egress, host side of a pod's veth    learns to whom a marked packet is given
  *   isthmus_br_rx    the same for a bridge with pods
  *   isthmus_wg_tx    egress, a WireGuard device           learns what leaves encrypted
@@ -24,7 +23,9 @@
  * whose a packet is that comes out of it, WireGuard has seen by the key.
  *
  * The mark is a random number in skb->hash, one for each flow and generation, which no pod can see or choose. A
- * packet that was translated into a flow's addresses carries another one: it proves nothing about that flow.
+ * packet that was translated into a flow's addresses carries another one: it proves nothing about that flow. Nor
+ * does one that comes out of the tunnel and was not marked where packets are delivered by verdict: it came by
+ * another device, or was encrypted there by somebody else, and nobody has judged what comes plain.
  *
  * Whatever is not recognised goes on to the stack (TCX_NEXT). Nothing is dropped here except where a packet was
  * already taken apart. Fragments, options, a TTL that ends, closing and opening segments, packets larger than the
@@ -71,13 +72,17 @@ struct node {
     __be32 second_vni;
     __u32 direct; /* how many peers are DIRECT, at least */
     __u64 period_ns;
-    __u64 held_until; /* on the coarse monotonic clock: until then flows of `held` (0: all) take the stack */
-    __be32 held, reserved;
+};
+struct held {
+    __u64 until; /* on the coarse monotonic clock: until then flows of `address` (0: all) take the stack */
+    __be32 address, reserved;
 };
 struct flow { __be32 from, to, ports; __u32 protocol; };
 struct verdict {
     __u64 until; /* written last */
-    __u32 generation, nonce, in, epoch, out;
+    __u32 proven; /* the mark of the packet that has proved it; for another flow or generation it is nothing */
+    __u32 nonce, in, epoch, out;
+    __u32 priority, mark; /* what rules gave the packet that left, for whoever queues it there */
     __be32 vtep;
     __be16 source, fragment;
     __u16 size; /* of the largest piece that has passed */
@@ -85,7 +90,7 @@ struct verdict {
     __u8 to[6], from[6]; /* Ethernet addresses at the egress */
     __u16 identifier;
     __u8 asked_tos, asked_ttl; /* of the packet that the stack was last asked about; it may well be dropped */
-    __u8 bridge;
+    __u8 handed; /* given to the device, not past it into the pod */
     __u8 peers; /* it comes from a peer, as opposed to a pod */
     __be16 port;
     __u8 unused[2];
@@ -98,9 +103,14 @@ struct { __uint(type, BPF_MAP_TYPE_LPM_TRIE); __type(key, struct range); __type(
          __uint(max_entries, 65536); __uint(map_flags, BPF_F_NO_PREALLOC); } peers SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_LRU_HASH); __type(key, struct flow); __type(value, struct verdict);
          __uint(max_entries, 65536); } flows SEC(".maps");
+/* The address from which the pod at a device sends: its own, by which it takes what is given to it. */
+struct mac { __u8 of[6]; __u16 unused; };
+struct { __uint(type, BPF_MAP_TYPE_LRU_HASH); __type(key, __u32); __type(value, struct mac);
+         __uint(max_entries, 4096); } macs SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __type(key, __u32); __type(value, struct counters);
          __uint(max_entries, 1); } counts SEC(".maps");
 volatile struct node node;
+volatile struct held held SEC(".data.held"); /* a map of its own: whoever captures writes it, not the agent */
 
 /* A header begins at an even place. Without saying so each byte is read and written by itself, and whoever reads
  * a word of single bytes just written (a checksum does) waits for them. */
@@ -204,28 +214,37 @@ static __always_inline __u32 flow_of(struct __sk_buff *skb, struct iphdr *ip, __
     }
     return piece_of(skb, ip);
 }
-static __always_inline int good(struct verdict *verdict, struct flow *flow, __u32 in, __u64 now, struct iphdr *ip, __u32 piece) {
-    if (!verdict || verdict->generation != node.generation || verdict->in != in || now >= verdict->until ||
+static __always_inline __u32 mark_of(struct verdict *verdict) {
+    return (verdict->nonce + node.generation * GOLDEN) | 1; /* 0 would mean: no hash */
+}
+/* The map gives the room of an entry that goes to another flow at once, also while somebody settles what the former
+ * one has proved: so a verdict counts only with the mark of its own flow. */
+static __always_inline int running(struct verdict *verdict, __u64 now) {
+    return verdict->proven == mark_of(verdict) && now < verdict->until;
+}
+static __always_inline int good(struct verdict *verdict, struct peer *peer, struct flow *flow, __u32 in, __u64 now,
+                                struct iphdr *ip, __u32 piece) {
+    if (!verdict || !running(verdict, now) || verdict->in != in || verdict->epoch != peer->epoch ||
         verdict->tos >> 2 != ip->tos >> 2 || verdict->ttl != ip->ttl) return 0; /* rules may tell them apart */
     if (piece > verdict->size) { /* no packet of that size has passed yet: the stack may cut it, or answer it */
         count(SIZE, 1);
         return 0;
     }
-    if (now < node.held_until && (!node.held || node.held == flow->from || node.held == flow->to)) {
+    if (now < held.until && (!held.address || held.address == flow->from || held.address == flow->to)) {
         count(HELD, 1);
         return 0;
     }
     return 1;
 }
-static __always_inline __u32 mark_of(struct verdict *verdict) {
-    return (verdict->nonce + node.generation * GOLDEN) | 1; /* 0 would mean: no hash */
-}
-/* Lets the stack judge this packet; whoever sees it come out recognises it by its mark. */
+/* Lets the stack judge this packet; whoever sees it come out recognises it by its mark. One that IPsec has decrypted
+ * and given to its device once more gets none: the next one could come in the clear. */
 static __always_inline int judge(struct __sk_buff *skb, struct iphdr *ip, struct flow *flow, struct verdict *verdict, __u64 now,
                                  __u8 peers) {
+    struct bpf_xfrm_state by = {};
+    if (peers && !bpf_skb_get_xfrm_state(skb, 0, &by, sizeof by, 0)) return NEXT;
     if (verdict && verdict->in != skb->ifindex) {
         /* By another device: a running flow is not disturbed by whoever pretends to be it. */
-        if (verdict->generation == node.generation && now < verdict->until) return NEXT;
+        if (running(verdict, now)) return NEXT;
         bpf_map_delete_elem(&flows, flow);
         verdict = 0;
     }
@@ -258,14 +277,20 @@ static __always_inline struct verdict *proven(struct __sk_buff *skb, struct iphd
     return verdict;
 }
 /* What is settled is what this packet has proven, whatever others ask about meanwhile. */
-static __always_inline void settle(struct verdict *verdict, struct iphdr *ip, __u32 piece, __u32 which) {
+static __always_inline void settle(struct __sk_buff *skb, struct verdict *verdict, struct peer *peer, struct iphdr *ip,
+                                   __u32 piece, __u32 which) {
     __u64 now = bpf_ktime_get_coarse_ns();
-    int running = verdict->generation == node.generation && now < verdict->until;
-    if (!running || piece > verdict->size || verdict->tos != ip->tos || verdict->ttl != ip->ttl + 1)
+    if (!running(verdict, now) || piece > verdict->size || verdict->tos != ip->tos || verdict->ttl != ip->ttl + 1)
         verdict->size = piece;
     verdict->tos = ip->tos;
     verdict->ttl = ip->ttl + 1;
-    verdict->generation = node.generation;
+    verdict->epoch = peer->epoch;
+    verdict->vtep = peer->vtep;
+    verdict->port = peer->port;
+    verdict->out = skb->ifindex;
+    verdict->priority = skb->priority;
+    verdict->mark = skb->mark;
+    verdict->proven = skb->hash;
     __sync_lock_test_and_set(&verdict->until, now + node.period_ns);
     count(which, 1);
 }
@@ -338,13 +363,22 @@ SEC("tc") int isthmus_pod_tx(struct __sk_buff *skb) {
     if (!piece) return NEXT;
     __u64 now = bpf_ktime_get_coarse_ns();
     struct verdict *verdict = bpf_map_lookup_elem(&flows, &flow);
-    if (good(verdict, &flow, skb->ifindex, now, &p->ip, piece) && verdict->epoch == peer->epoch &&
+    if (good(verdict, peer, &flow, skb->ifindex, now, &p->ip, piece) &&
         verdict->vtep == peer->vtep && verdict->port == peer->port && piece <= peer->mtu && bytes + sizeof(struct outer) <= 65535) {
+        skb->priority = verdict->priority;
+        skb->mark = verdict->mark;
         if (!(peer->epoch & OUTSIDE)) return encapsulate(skb, verdict, peer);
         skb->cb[0] = FAST; /* a device without Ethernet headers is given none */
         return bpf_redirect(pass_on(skb, p, verdict, bytes, FAST_OUT), 0);
     }
     count(SLOW_OUT, 1);
+    __u32 port = skb->ifindex;
+    struct mac *known = bpf_map_lookup_elem(&macs, &port);
+    if (!known || !same(known->of, p->eth.h_source)) {
+        struct mac fresh = {};
+        copy(fresh.of, p->eth.h_source);
+        bpf_map_update_elem(&macs, &port, &fresh, BPF_ANY);
+    }
     return judge(skb, &p->ip, &flow, verdict, now, 0);
 }
 
@@ -372,13 +406,9 @@ SEC("tc") int isthmus_net_tx(struct __sk_buff *skb) {
             __u32 piece = piece_of(skb, &q->ip);
             if (!verdict || !piece || WAY(near->epoch) != DIRECT || !same(q->eth.h_dest, near->mac) ||
                 skb->ifindex != node.underlay) return NEXT;
-            verdict->epoch = near->epoch;
-            verdict->vtep = near->vtep;
-            verdict->port = near->port;
-            verdict->out = skb->ifindex;
             copy(verdict->to, q->eth.h_dest);
             copy(verdict->from, q->eth.h_source);
-            settle(verdict, &q->ip, piece, LEARNED_OUT);
+            settle(skb, verdict, near, &q->ip, piece, LEARNED_OUT);
             return NEXT;
         }
     }
@@ -391,10 +421,6 @@ SEC("tc") int isthmus_net_tx(struct __sk_buff *skb) {
     struct verdict *verdict = proven(skb, &p->ip, p->ports, 0);
     __u32 piece = piece_of(skb, &p->ip);
     if (!verdict || !piece || skb->ifindex != node.underlay) return NEXT;
-    verdict->epoch = peer->epoch;
-    verdict->vtep = peer->vtep;
-    verdict->port = peer->port;
-    verdict->out = skb->ifindex;
     verdict->source = p->outer.udp.source;
     verdict->fragment = p->outer.ip.frag_off;
     verdict->outer_tos = p->outer.ip.tos;
@@ -402,7 +428,7 @@ SEC("tc") int isthmus_net_tx(struct __sk_buff *skb) {
     verdict->identifier = bpf_get_prandom_u32();
     copy(verdict->to, p->eth.h_dest);
     copy(verdict->from, p->eth.h_source);
-    settle(verdict, &p->ip, piece, LEARNED_OUT);
+    settle(skb, verdict, peer, &p->ip, piece, LEARNED_OUT);
     return NEXT;
 }
 
@@ -422,9 +448,9 @@ SEC("tc") int isthmus_net_rx(struct __sk_buff *skb) {
             if (!largest) return NEXT;
             __u64 now = bpf_ktime_get_coarse_ns();
             struct verdict *known = bpf_map_lookup_elem(&flows, &flow);
-            if (good(known, &flow, skb->ifindex, now, &q->ip, largest) && known->epoch == near->epoch) {
+            if (good(known, near, &flow, skb->ifindex, now, &q->ip, largest)) {
                 __u32 out = pass_on(skb, q, known, size, FAST_IN);
-                return known->bridge ? bpf_redirect(out, 0) : bpf_redirect_peer(out, 0);
+                return known->handed ? bpf_redirect(out, 0) : bpf_redirect_peer(out, 0);
             }
             count(SLOW_IN, 1);
             return judge(skb, &q->ip, &flow, known, now, 1);
@@ -443,15 +469,20 @@ SEC("tc") int isthmus_net_rx(struct __sk_buff *skb) {
         return NEXT; /* not from whom it claims: the firewall judges, and counts what it drops */
     }
     if (bpf_ntohs(p->outer.ip.tot_len) != bytes || bpf_ntohs(p->outer.udp.len) != bytes - sizeof(struct iphdr) ||
-        p->outer.ip.ttl == 0 || !intact(&p->outer.ip) ||
-        (p->outer.udp.check && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0) /* nobody has verified it yet */ || (p->outer.ip.tos & ECN) != outer_ecn(p->ip.tos)) {
+        p->outer.ip.ttl == 0 || !intact(&p->outer.ip) || (p->outer.ip.tos & ECN) != outer_ecn(p->ip.tos)) {
         count(FORM, 1);
         return NEXT;
     }
     __u32 piece = flow_of(skb, &p->ip, bytes - sizeof(struct outer), &flow);
     if (!piece) return NEXT;
+    int unverified = p->outer.udp.check && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0; /* the stack will */
+    if (unverified) count(FORM, 1);
+    __u64 now = bpf_ktime_get_coarse_ns();
     struct verdict *verdict = bpf_map_lookup_elem(&flows, &flow);
-    if (!good(verdict, &flow, mapped ? node.second : node.tunnel, bpf_ktime_get_coarse_ns(), &p->ip, piece)) return NEXT;
+    if (unverified || !good(verdict, peer, &flow, skb->ifindex, now, &p->ip, piece)) {
+        count(SLOW_IN, 1);
+        return judge(skb, &p->ip, &flow, verdict, now, 1);
+    }
     if (bpf_skb_adjust_room(skb, -(int)sizeof(struct outer), BPF_ADJ_ROOM_MAC,
             BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET)) {
         count(FAILED, 1);
@@ -467,19 +498,7 @@ SEC("tc") int isthmus_net_rx(struct __sk_buff *skb) {
     copy(inner->eth.h_dest, verdict->to);
     copy(inner->eth.h_source, verdict->from);
     count_packet(FAST_IN, bytes - sizeof(struct outer));
-    return verdict->bridge ? bpf_redirect(verdict->out, 0) : bpf_redirect_peer(verdict->out, 0);
-}
-
-SEC("tc") int isthmus_tun_rx(struct __sk_buff *skb) {
-    struct flow flow;
-    if (!node.generation || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST) return NEXT;
-    struct plain *p = linear(skb, sizeof *p + 10);
-    if ((void *)(p + 1) > (void *)(long)skb->data_end) return NEXT;
-    struct peer *peer = peer_of(p->ip.saddr);
-    if (!peer || WAY(peer->epoch) != (skb->ifindex == node.tunnel ? TUNNEL : MAPPED)) return NEXT;
-    if (!flow_of(skb, &p->ip, skb->len - sizeof(struct ethhdr), &flow)) return NEXT;
-    count(SLOW_IN, 1);
-    return judge(skb, &p->ip, &flow, bpf_map_lookup_elem(&flows, &flow), bpf_ktime_get_coarse_ns(), 1);
+    return verdict->handed ? bpf_redirect(verdict->out, 0) : bpf_redirect_peer(verdict->out, 0);
 }
 
 SEC("tc") int isthmus_wg_tx(struct __sk_buff *skb) {
@@ -495,11 +514,7 @@ SEC("tc") int isthmus_wg_tx(struct __sk_buff *skb) {
     struct verdict *verdict = proven(skb, &p->ip, p->ports, 0);
     __u32 piece = piece_of(skb, &p->ip);
     if (!verdict || !piece) return NEXT;
-    verdict->epoch = peer->epoch;
-    verdict->vtep = peer->vtep;
-    verdict->port = peer->port;
-    verdict->out = skb->ifindex;
-    settle(verdict, &p->ip, piece, LEARNED_OUT);
+    settle(skb, verdict, peer, &p->ip, piece, LEARNED_OUT);
     return NEXT;
 }
 
@@ -514,7 +529,7 @@ SEC("tc") int isthmus_wg_rx(struct __sk_buff *skb) {
     if (!piece) return NEXT;
     __u64 now = bpf_ktime_get_coarse_ns();
     struct verdict *known = bpf_map_lookup_elem(&flows, &flow);
-    if (!good(known, &flow, skb->ifindex, now, &p->ip, piece) || known->epoch != peer->epoch) {
+    if (!good(known, peer, &flow, skb->ifindex, now, &p->ip, piece)) {
         count(SLOW_IN, 1);
         return judge(skb, &p->ip, &flow, known, now, 1);
     }
@@ -529,7 +544,7 @@ SEC("tc") int isthmus_wg_rx(struct __sk_buff *skb) {
     }
     q->eth.h_proto = bpf_htons(ETH_P_IP);
     __u32 out = pass_on(skb, q, known, bytes, FAST_IN);
-    return known->bridge ? bpf_redirect(out, 0) : bpf_redirect_peer(out, 0);
+    return known->handed ? bpf_redirect(out, 0) : bpf_redirect_peer(out, 0);
 }
 
 static __always_inline int given(struct __sk_buff *skb, __u8 bridge) {
@@ -537,15 +552,15 @@ static __always_inline int given(struct __sk_buff *skb, __u8 bridge) {
     struct plain *p = linear(skb, sizeof *p);
     if ((void *)(p + 1) > (void *)(long)skb->data_end) return NEXT;
     struct verdict *verdict = proven(skb, &p->ip, p->ports, 1);
-    __u32 piece = piece_of(skb, &p->ip);
-    if (!verdict || !piece) return NEXT;
     struct peer *peer = peer_of(p->ip.saddr);
-    verdict->epoch = peer ? peer->epoch : 0;
-    verdict->out = skb->ifindex;
-    verdict->bridge = bridge;
+    __u32 piece = piece_of(skb, &p->ip), port = skb->ifindex;
+    if (!verdict || !piece || !peer) return NEXT;
+    /* Past the device goes only what the pod would take from it: a packet for its own address. */
+    struct mac *own = bpf_map_lookup_elem(&macs, &port);
+    verdict->handed = bridge || !own || !same(own->of, p->eth.h_dest);
     copy(verdict->to, p->eth.h_dest);
     copy(verdict->from, p->eth.h_source);
-    settle(verdict, &p->ip, piece, LEARNED_IN);
+    settle(skb, verdict, peer, &p->ip, piece, LEARNED_IN);
     bpf_set_hash_invalid(skb);
     return NEXT;
 }

@@ -23,9 +23,9 @@ DIRECT, MAPPED = 1 << 31, 1 << 30
 reached by the second device, at an address and port where it was seen."""
 SEALED = DIRECT | MAPPED
 """It is reached by WireGuard alone; the index of the device stands for an address."""
-NODE = struct.Struct("=IIII4s4s2s6s4sIQQ4s4x")
-HELD_UNTIL_OFFSET = 48
-_HELD = struct.Struct("=Q4s")
+NODE = struct.Struct("=IIII4s4s2s6s4sIQ")
+HELD = struct.Struct("=Q4s4x")
+"""A capture's record: until when (monotonic clock), one pod's address or zeros for all."""
 
 PERIOD_NS = 500_000_000
 """How long a verdict of the stack holds: within it, whatever changed in the stack reaches running flows."""
@@ -91,22 +91,16 @@ class NodeRecord(NamedTuple):
     """Index of the device for peers behind NAT; 0: there is none."""
     second_vni: int = 0
 
-    def pack(self, held: bytes = bytes(12)) -> bytes:
-        """As the programs read it; ``held`` is a capture's part, which belongs to whoever captures."""
-        record = NODE.pack(
+    def pack(self) -> bytes:
+        """As the programs read it."""
+        return NODE.pack(
             self.generation, self.tunnel, self.underlay, self.second, self.local, _vni(self.vni),
-            self.port.to_bytes(2, "big"), self.mac, _vni(self.second_vni), self.direct, PERIOD_NS, 0, bytes(4),
+            self.port.to_bytes(2, "big"), self.mac, _vni(self.second_vni), self.direct, PERIOD_NS,
         )  # fmt: skip
-        return record[:HELD_UNTIL_OFFSET] + held + record[HELD_UNTIL_OFFSET + len(held) :]
 
 
 def _vni(number: int) -> bytes:
     return (number << 8).to_bytes(4, "big")
-
-
-def pack_held(until_ns: int, address: bytes) -> bytes:
-    """A capture's part of the record: until when (monotonic clock), and one pod's address or zeros for all."""
-    return _HELD.pack(until_ns, address)
 
 
 _LENGTHS = {str(length): length.to_bytes(4, sys.byteorder) for length in range(33)}

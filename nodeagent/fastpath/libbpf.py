@@ -175,9 +175,11 @@ def detach_id(number: int, ifindex: int, hook: int) -> bool:
 
 
 def name_of(number: int) -> str:
-    """The name of a program, as far as this process may see it (CAP_SYS_ADMIN); else empty."""
+    """The name of a program; empty when it has gone. Raises PermissionError without CAP_SYS_ADMIN."""
     fd = library().bpf_prog_get_fd_by_id(number)
     if fd < 0:
+        if ctypes.get_errno() in {errno.EPERM, errno.EACCES}:
+            raise PermissionError(ctypes.get_errno(), "the program may not be looked at")
         return ""
     try:
         return info(fd)[1]

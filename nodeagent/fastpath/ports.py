@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import socket
 import struct
+import sys
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
@@ -38,7 +39,10 @@ _PLUGINS_PROTOCOLS = (2, 3, 4)  # RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC
 _TCMSG = struct.Struct("=BxxxiIII")
 _TCA_KIND = 1
 _IFINFO = struct.Struct("=BxHiII")
-_IFLA_MTU = 4
+_RTM_GETLINK = 18
+_IFLA_MTU, _IFLA_XDP, _IFLA_MAX_MTU = 4, 43, 51
+_IFLA_XDP_ATTACHED = 2
+_WIDEST = 65535
 _ETHTOOL_GDRVINFO = 3
 _SIOCGIFHWADDR, _ARPHRD_ETHER = 0x8927, 1
 
@@ -101,12 +105,38 @@ def filtered() -> dict[int, str]:
     return found
 
 
+class Xdp(NamedTuple):
+    """Devices by index where XDP programs judge packets: ``here`` at it, ``beyond`` at its other end, natively.
+
+    The host cannot see the latter, which are in a pod. But while one is there, the kernel lets no frame larger
+    than a page be sent to it (``veth_xdp_set``), and says so as the largest MTU of the host's side.
+    """
+
+    here: frozenset[int]
+    beyond: frozenset[int]
+
+
+def xdp() -> Xdp:
+    """Where they are. Raises OSError."""
+    here, beyond = set(), set()
+    head = struct.pack("=IHHII", NLMSG_HEADER + _IFINFO.size, _RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
+    for data, start, end in dumped(head + bytes(_IFINFO.size), RTM_NEWLINK):
+        _, _, ifindex, _, _ = _IFINFO.unpack_from(data, start)
+        attributes = dump.attributes(data, start + _IFINFO.size, end)
+        nested = attributes.get(_IFLA_XDP, b"")
+        if any(dump.attributes(nested, 0, len(nested)).get(_IFLA_XDP_ATTACHED, b"")):
+            here.add(ifindex)
+        if int.from_bytes(attributes.get(_IFLA_MAX_MTU, b""), sys.byteorder) < _WIDEST:
+            beyond.add(ifindex)
+    return Xdp(frozenset(here), frozenset(beyond))
+
+
 class DeviceMonitor(Subscription):
     """Tells that routes of a range, devices or queues changed. Not blocking: wait for :meth:`fileno`."""
 
     def __init__(self) -> None:
         super().__init__((RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, _RTNLGRP_TC), BUFFER_BYTES)
-        self._mtus: dict[int, bytes] = {}
+        self._known: dict[int, tuple[bytes, ...]] = {}
 
     def changed(self, own_range: str) -> bool:
         """Take all that has arrived; whether any of it may concern the path. Raises OSError."""
@@ -132,11 +162,11 @@ class DeviceMonitor(Subscription):
                 _, _, ifindex, _, _ = _IFINFO.unpack_from(data, start)
                 attributes = dump.attributes(data, start + _IFINFO.size, offset + header.length)
                 if header.type == RTM_DELLINK:
-                    self._mtus.pop(ifindex, None)
+                    self._known.pop(ifindex, None)
                     return True
-                mtu = attributes.get(_IFLA_MTU, b"")
-                if self._mtus.get(ifindex) != mtu:
-                    self._mtus[ifindex] = mtu
+                now = tuple(attributes.get(kind, b"") for kind in (_IFLA_MTU, _IFLA_XDP, _IFLA_MAX_MTU))
+                if self._known.get(ifindex) != now:
+                    self._known[ifindex] = now
                     return True
             else:
                 return True

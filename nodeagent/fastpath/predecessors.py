@@ -9,8 +9,9 @@ it was before comes back when everything of ours is removed.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -35,7 +36,8 @@ class _Kept(msgspec.Struct):
 class Predecessors:
     """``ids`` are of this boot; :meth:`note` adds those of this life before they hang."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, earlier: Mapping[int, Iterable[int]] = MappingProxyType({})) -> None:
+        """``earlier``: what was found at devices, whatever the file says."""
         self._path = state_dir / FILE
         self._boot = boot_id()
         try:
@@ -46,6 +48,8 @@ class Predecessors:
         self._ids = kept.ids[-IDS_LIMIT:] if current else []
         self._devices = set(kept.devices) if current else set()
         self._liberal_before = kept.liberal_before if current else ""
+        self._ids += [number for number in earlier if number not in self._ids]
+        self._devices.update(*earlier.values())
         self._written: tuple[frozenset[int], frozenset[int]] | None = None
 
     @property

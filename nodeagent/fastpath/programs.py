@@ -8,8 +8,10 @@ program belongs to the device it hangs on, and goes with it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Container, Iterable, Mapping
+import socket
+from collections.abc import Container, Iterable, Iterator, Mapping
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -29,27 +31,56 @@ class Hook(NamedTuple):
     program: str
 
 
+LOOPBACK = 1
+"""The index of the device that each network namespace has."""
 PREFIX = "isthmus_"
 """Every program of ours is called so, in every release."""
 PODS = ((INGRESS, "isthmus_pod_tx"), (EGRESS, "isthmus_pod_rx"))
 BRIDGE = ((INGRESS, "isthmus_pod_tx"), (EGRESS, "isthmus_br_rx"))
 UNDERLAY = ((INGRESS, "isthmus_net_rx"), (EGRESS, "isthmus_net_tx"))
-TUNNEL = ((INGRESS, "isthmus_tun_rx"),)
 WIREGUARD = ((INGRESS, "isthmus_wg_rx"), (EGRESS, "isthmus_wg_tx"))
-NAMES = tuple(dict.fromkeys(name for _, name in (*PODS, *BRIDGE, *UNDERLAY, *TUNNEL, *WIREGUARD)))
+NAMES = tuple(dict.fromkeys(name for _, name in (*PODS, *BRIDGE, *UNDERLAY, *WIREGUARD)))
 
 
 def hooks(
-    tunnels: Iterable[int],
     underlay: int,
     pods: Iterable[int],
     bridges: Iterable[int] = (),
     wireguard: Iterable[int] = (),
 ) -> set[Hook]:
     """Where the programs of a node hang, by device index."""
-    places = [(underlay, UNDERLAY), *((tunnel, TUNNEL) for tunnel in tunnels), *((pod, PODS) for pod in pods)]
+    places = [(underlay, UNDERLAY), *((pod, PODS) for pod in pods)]
     places += [(bridge, BRIDGE) for bridge in bridges] + [(device, WIREGUARD) for device in wireguard]
     return {Hook(ifindex, *each) for ifindex, kind in places for each in kind}
+
+
+def is_ours(number: int) -> bool:
+    """Whether a program has a name of ours. Raises Refused(not_permitted) where this process may not know."""
+    try:
+        return libbpf.name_of(number).startswith(PREFIX)
+    except PermissionError as error:
+        raise Refused(
+            "not_permitted",
+            "looking into the eBPF programs of a running agent needs CAP_SYS_ADMIN: run it as root",
+            capability="CAP_SYS_ADMIN",
+        ) from error
+
+
+def _seems_ours(number: int) -> bool:
+    with contextlib.suppress(Refused):
+        return is_ours(number)
+    return False
+
+
+def hanging() -> Iterator[tuple[int, int, int]]:
+    """All that hangs on the devices of this network namespace, as (program, device, direction).
+
+    Raises Refused(prerequisite_missing).
+    """
+    for index, _ in socket.if_nameindex():
+        for direction in (INGRESS, EGRESS):
+            with contextlib.suppress(OSError):  # the device has gone, or the kernel knows no such hook
+                yield from ((number, index, direction) for number in libbpf.attached(index, direction))
 
 
 def sweep(
@@ -71,7 +102,7 @@ def sweep(
             except OSError:
                 continue  # the device has gone, or the kernel knows no such hook
             for number in there:
-                ours = number in known or (named and libbpf.name_of(number).startswith(PREFIX))
+                ours = number in known or (named and _seems_ours(number))
                 if ours and number not in keep:
                     taken += libbpf.detach_id(number, ifindex, direction)
     return taken
@@ -81,12 +112,15 @@ def load() -> Programs:
     """Load them; hang nothing. Raises Refused(prerequisite_missing, not_permitted) in an operator's words."""
     content = (files("nodeagent.fastpath") / FILE).read_bytes()
     try:
-        return Programs(libbpf.Loaded(content, NAMES))
+        loaded = Programs(libbpf.Loaded(content, NAMES))
+        libbpf.attached(LOOPBACK, INGRESS)  # kernels before 6.6 take the programs, but have no such hook
     except OSError as error:
-        raise _why_not(error) from error
+        raise why_not(error) from error
+    return loaded
 
 
-def _why_not(error: OSError) -> Refused:
+def why_not(error: OSError) -> Refused:
+    """What an error of the kernel means to an operator."""
     if error.errno in {errno.EPERM, errno.EACCES}:
         return Refused(
             "not_permitted",
@@ -145,15 +179,12 @@ class Programs:
         return [number for number in there[place + 1 :] if number not in known]
 
     def tell(self, record: NodeRecord) -> None:
-        """What the programs know of the node, from now on; a capture goes on. Raises OSError."""
-        size = layout.HELD_UNTIL_OFFSET
-        there = libbpf.read(self._bss, bytes(4), layout.NODE.size) or bytes(layout.NODE.size)
-        libbpf.put(self._bss, {bytes(4): record.pack(there[size : size + 12])})
+        """What the programs know of the node, from now on. Raises OSError."""
+        libbpf.put(self._bss, {bytes(4): record.pack()})
 
     def told(self) -> bytes:
-        """What the programs know of the node, without a capture's part. Raises OSError."""
-        there = libbpf.read(self._bss, bytes(4), layout.NODE.size) or b""
-        return there[: layout.HELD_UNTIL_OFFSET]
+        """What the programs know of the node. Raises OSError."""
+        return libbpf.read(self._bss, bytes(4), layout.NODE.size) or b""
 
     def put_peers(self, entries: Mapping[bytes, bytes]) -> None:
         """Write entries by one batch. Raises OSError."""

@@ -81,6 +81,7 @@ class FastPath:
         self._generation = int(time.monotonic() * 1000) & 0x3FFFFFFF
         self._ports = self._found = ports.Ports(frozenset(), frozenset())
         self._filtered: dict[int, str] = {}
+        self._xdp = ports.Xdp(frozenset(), frozenset())
         self._look_around = self._compare = True
         self._void = False
         self._started = False
@@ -229,15 +230,19 @@ class FastPath:
             self._failed(error)
 
     def _failed(self, error: OSError) -> None:
-        """The kernel refused something: everything takes the stack until a look succeeds."""
+        """The kernel refused something: everything takes the stack until a look succeeds.
+
+        It is not taken at once: what refuses for good (seccomp, a full disk) would be asked without a pause.
+        """
         self._record = NodeRecord()
         self._compare = self._look_around = True
         self.why_not = f"the kernel refused a step ({error}); it is tried again"
+        if error.errno in {errno.EPERM, errno.EACCES} and not error.filename:
+            self.why_not = programs.why_not(error).message
         self._conditions.set(CONDITION, self.why_not)
         if self._loaded is not None:
             with contextlib.suppress(OSError):
                 self._loaded.tell(self._record)
-        self._wake.set()
 
     def _wanted_record(self) -> NodeRecord | None:
         """What the programs should know of this node; None while packets have to take the stack."""
@@ -264,12 +269,14 @@ class FastPath:
         """One look. Raises OSError."""
         view, wanted = self._view, self._wanted_record()
         if wanted is None or view.own is None:
-            self._stand_down(loaded, "")
+            underlay = self._tunnel.underlay
+            six = underlay is not None and ":" in underlay.address
+            self._stand_down(loaded, "the programs do not carry packets over an IPv6 underlay" if six else "")
             return
         if self._look_around or tunnels(wanted) != tunnels(self._record):
             self._look_around = False
             self._found = ports.find(view.own.cidr, wanted.tunnel)
-            self._filtered = ports.filtered()
+            self._filtered, self._xdp = ports.filtered(), ports.xdp()
         obstacle = self._obstacle(loaded, wanted)
         if obstacle:
             self._stand_down(loaded, obstacle)
@@ -278,7 +285,6 @@ class FastPath:
         self._hang(
             loaded,
             programs.hooks(
-                tunnels(wanted),
                 wanted.underlay,
                 self._ports.veths,
                 self._ports.bridges,
@@ -289,7 +295,7 @@ class FastPath:
         if self._compare or not self.on:
             changed = self._compare_peers(loaded) or changed
             self._compare = False
-            if loaded.told() != self._record.pack()[: layout.HELD_UNTIL_OFFSET] and self.on:
+            if loaded.told() != self._record.pack() and self.on:
                 self.counted.repaired += 1
                 changed = True
         if changed or not self.on:
@@ -328,6 +334,8 @@ class FastPath:
             kind = self._filtered.get(device)
             if kind is not None:
                 return f"another program shapes or filters the tunnel device by tc ({kind})"
+            if device in self._xdp.here:
+                return "another program handles packets of the tunnel device by XDP (see `bpftool net`)"
             if loaded.others(device, INGRESS, known) or loaded.others(device, EGRESS, known):
                 return "another program handles packets of the tunnel device by eBPF (see `bpftool net`)"
         if loaded.others_behind(wanted.underlay, INGRESS, known):
@@ -351,14 +359,23 @@ class FastPath:
     def _skip_filtered_pods(self, loaded: Programs) -> str:
         """Leave out pods whose traffic somebody shapes or filters; says how many."""
         left = {pod for pod in self._found.veths | self._found.bridges if self._shared(loaded, pod)}
+        left |= self._found.veths & self._xdp.beyond
         self._ports = ports.Ports(self._found.veths - left, self._found.bridges - left)
         shaped = len(left & self._filtered.keys())
-        who = (
-            "1 pod takes the stack, because it is"
-            if shaped == 1
-            else f"{shaped} pods take the stack, because they are"
+        whose = (
+            (shaped, "shaped or filtered by tc"),
+            (
+                len(left) - shaped,
+                "handled by another eBPF program (see `bpftool net`, here and in the pod)",
+            ),
         )
-        return f"{who} shaped or filtered by tc" if shaped else ""
+        return "; ".join(
+            f"1 pod takes the stack, because it is {how}"
+            if count == 1
+            else f"{count} pods take the stack, because they are {how}"
+            for count, how in whose
+            if count
+        )
 
     def _hang(self, loaded: Programs, wanted: set[Hook]) -> None:
         for hook in self._hooks - wanted:

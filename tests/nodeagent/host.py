@@ -69,7 +69,7 @@ def _hang(number: int, peers: dict[bytes, bytes], names: list[str]) -> Programs:
     loaded.put_peers(peers)
     index, underlay = socket.if_nametoindex(DEVICE), socket.if_nametoindex("u")
     loaded.tell(record(number, index, underlay, generation=1)._replace(direct=1))
-    for hook in programs.hooks([index], underlay, [socket.if_nametoindex(name) for name in names]):
+    for hook in programs.hooks(underlay, [socket.if_nametoindex(name) for name in names]):
         loaded.hang(hook)
     return loaded
 
@@ -151,8 +151,6 @@ def lead_through_nat(
         loaded = _hang(number, {}, ["p"])
     if loaded is not None:
         loaded.put_peers(entry)
-        for hook in programs.hooks([second.ifindex], socket.if_nametoindex("u"), []):
-            loaded.hang(hook)
         (generation,) = struct.unpack_from("=I", loaded.told())
         there = record(
             number, socket.if_nametoindex(DEVICE), socket.if_nametoindex("u"), generation=generation + 1

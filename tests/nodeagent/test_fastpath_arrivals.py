@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nodeagent.dataplane.second_device import second_vni
+from nodeagent.fastpath import libbpf
 from tests.nodeagent import host
-from tests.nodeagent.sandbox import inside
+from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.twins import MAPPED_PORT, WIREGUARD, Network, ipv4, twins, udp, vxlan
 from tests.nodeagent.verdicts import (
     ACK,
@@ -25,6 +29,9 @@ from tests.nodeagent.verdicts import (
 )
 
 pytestmark = pytest.mark.slow
+
+VERDICT_BYTES = 72
+"""Of ``struct verdict`` in fastpath.bpf.c; its third word is the flow's own number."""
 
 outers = st.fixed_dictionaries(
     {
@@ -78,6 +85,58 @@ def test_whatever_arrives_on_the_underlay_has_the_same_fate() -> None:
         counters = pair[1].counters(2)
         assert counters["wrong_source"] > 0
         assert counters["fast_in"] > before, counters
+        another_flows_verdict_is_none(pair)
+        a_pod_takes_what_is_for_its_own_address(pair)
+        who_comes_by_another_way_lets_nobody_in(pair)
+
+
+def from_one(pair: tuple[Network, Network], target: str, data: bytes) -> dict[str, list[bytes]]:
+    """On the link of host 2, a stranger sends what host 1 would send of pod one."""
+    inner = ipv4(ONE, target, udp(ONE, target, (1000, 2000), data), ttl=63)
+    payload = vxlan(inner, source_mac=host.mac(1), target_mac=host.mac(2))
+    datagram = udp("10.0.0.1", "10.0.0.2", (40000, 8472), payload, sealed=False)
+    return both(pair, "from_underlay", 66, 2, ipv4("10.0.0.1", "10.0.0.2", datagram))
+
+
+def another_flows_verdict_is_none(pair: tuple[Network, Network]) -> None:
+    """The map gives the room of a flow's entry to another flow while a packet of the former is under way."""
+    flows = pair[1].programs[2]._loaded.maps["flows"]
+    keys = [
+        socket.inet_aton(ONE) + socket.inet_aton(to) + struct.pack("!HH", 1000, 2000) + struct.pack("=I", 17)
+        for to in (TWO, OTHER)
+    ]
+    warm(pair, (1000, 2000))
+    entry = libbpf.read(flows, keys[0], VERDICT_BYTES)
+    assert entry is not None
+    libbpf.put(flows, {keys[1]: entry[:12] + b"\x5a\xa5\x5a\xa5" + entry[16:]})
+    assert from_one(pair, OTHER, b"?").keys() == {"other"}
+
+
+def a_pod_takes_what_is_for_its_own_address(pair: tuple[Network, Network]) -> None:
+    """Somebody's neighbour entry names another address than the pod's: it takes none of that."""
+    warm(pair, (1000, 2000), to="other")
+    for arrives in (False, True):
+        for network in pair:
+            own = sh(f"ip netns exec {network.name}other cat /sys/class/net/eth0/address").strip()
+            mac = own if arrives else "02:00:00:00:00:99"
+            network.run("h2", f"ip neigh replace {OTHER} lladdr {mac} dev other nud permanent")
+            network.void()
+        for _ in range(3):
+            assert bool(from_one(pair, OTHER, b"for whom?")) == arrives
+
+
+def who_comes_by_another_way_lets_nobody_in(pair: tuple[Network, Network]) -> None:
+    """Host 2 takes the tunnel's packets from another link alone; what comes there opens nothing here."""
+    rule = "iifname u udp dport 8472 drop"
+    for network in pair:
+        network.lead_by_another_link()
+        network.run(
+            "h2", f"nft 'table ip other {{ chain i {{ type filter hook input priority 0; {rule}; }}; }}'"
+        )
+        network.void()
+    warm(pair, (1000, 2000))
+    for _ in range(3):
+        assert not from_one(pair, TWO, b"let me in")
 
 
 near = st.fixed_dictionaries(

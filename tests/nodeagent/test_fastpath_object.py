@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
 import re
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from events.errors import Refused
 from nodeagent.fastpath import layout, libbpf, programs
 from nodeagent.membership.peers import Peer
 from tests.nodeagent.sandbox import inside
@@ -46,7 +51,8 @@ def test_the_object_is_built_from_its_source(tmp_path: Path) -> None:
 def test_the_agent_knows_the_records_of_the_programs() -> None:
     assert layout.RANGE.size == 8
     assert layout.PEER.size == 20
-    assert layout.NODE.size == 64
+    assert layout.NODE.size == 48
+    assert layout.HELD.size == 16
     (names,) = re.findall(r"enum \{ (FAST_OUT,.+?),\s+COUNTERS = (\d+) \}", SOURCE, re.DOTALL)
     assert tuple(name.strip().lower() for name in names[0].split(",")) == layout.COUNTERS
     assert int(names[1]) == layout.COUNTERS_ROOM
@@ -85,3 +91,21 @@ def test_ten_thousand_peers_are_written_by_one_batch_and_read_back() -> None:
     loaded.drop_peers(gone)  # what is gone already is what was wanted
     assert libbpf.read(loaded._peers, gone[0], layout.PEER.size) is None
     loaded.close()
+
+
+@inside
+def test_a_kernel_without_the_hooks_is_told_in_words() -> None:
+    """Before Linux 6.6 the programs load, and any call that names such a hook is refused as unknown."""
+    query, refused, allowed = 16, 0x00050000 | errno.EINVAL, 0x7FFF0000
+    system_call = libbpf._SYSCALL[os.uname().machine]
+    # BPF of seccomp: the number at 0, the first argument at 16; load, jump if equal, return.
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 3, system_call), (0x20, 0, 0, 16), (0x15, 0, 1, query),
+             (0x06, 0, 0, refused), (0x06, 0, 0, allowed)]  # fmt: skip
+    text = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+    program = struct.pack("@HP", len(steps), ctypes.addressof(text))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, program, 0, 0) == 0, os.strerror(ctypes.get_errno())  # PR_SET_SECCOMP, a filter
+    with pytest.raises(Refused) as found:
+        programs.load()
+    assert "Linux 6.6 or newer" in found.value.message

@@ -35,6 +35,25 @@ def test_a_flow_is_fast_after_its_first_packet_and_arrives_with_two_hops_less() 
         packet = ipv4(ONE, TWO, udp(ONE, TWO, (1000, 2000), b"?"), tos=0x02)
         (arrived,) = both(pair, "from_pod", "one", packet)["two"]
         assert arrived == ipv4(ONE, TWO, udp(ONE, TWO, (1000, 2000), b"?"), tos=0x02, ttl=62)
+        whoever_queues_packets_sees_the_same_of_them(pair)
+
+
+def whoever_queues_packets_sees_the_same_of_them(pair: tuple[Network, Network]) -> None:
+    """A rule gives packets a class of the underlay's queue."""
+    for network in pair:
+        rule = "chain f { type filter hook forward priority 10; udp dport 2000 meta priority set 0x10003; }"
+        network.run("h1", f"nft 'table ip other {{ {rule}; }}'")
+        network.run("h1", "tc qdisc add dev u root handle 1: htb default 4")
+        for number in (3, 4):
+            network.run("h1", f"tc class add dev u parent 1: classid 1:{number} htb rate 1gbit")
+        network.void()
+    before = used(pair[1], 1, "fast_out")
+    for _ in range(10):
+        both(pair, "from_pod", "one", ipv4(ONE, TWO, udp(ONE, TWO, (1000, 2000), b"!")))
+    assert used(pair[1], 1, "fast_out") > before + 5
+    for network in pair:
+        listing = network.run("h1", "tc -s class show dev u classid 1:3")
+        assert " 10 pkt " in listing, (network.name, listing)
 
 
 @inside

@@ -241,6 +241,16 @@ class Network:
             host.protect(1, *members, *further)
         self.void()
 
+    def lead_by_another_link(self) -> None:
+        """Hosts 1 and 2 send each other's packets by a device of their own beside ``u``."""
+        one, two = self.host(1), self.host(2)
+        sh(f"ip -n {one} link add more type veth peer name more netns {two}")
+        for here, there, number in ((one, two, 2), (two, one, 1)):
+            mac = sh(f"ip netns exec {there} cat /sys/class/net/more/address").strip()
+            sh(f"""set -e; ip -n {here} link set more up; ip -n {here} route add 10.0.0.{number} dev more
+                ip -n {here} neigh replace 10.0.0.{number} lladdr {mac} dev more nud permanent
+                ip netns exec {here} sysctl -qw net.ipv4.conf.more.rp_filter=0""")
+
     def lead_directly(self) -> None:
         """Hosts 1 and 3 reach each other without the tunnel from now on."""
         for number, other in ((1, 3), (3, 1)):
@@ -321,7 +331,7 @@ class Network:
                         frame, about = plug.recvfrom(1 << 17)
                     except BlockingIOError:
                         break
-                    if about[2] == socket.PACKET_OUTGOING or about[1] != ETH_IP:
+                    if about[2] in {socket.PACKET_OUTGOING, socket.PACKET_OTHERHOST} or about[1] != ETH_IP:
                         continue
                     if _MARKER in frame:
                         marked = False
