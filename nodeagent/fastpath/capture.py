@@ -62,7 +62,7 @@ class Held:
 async def held(address: str = "") -> AsyncIterator[Held]:
     """Within it, and up to :data:`HOLD_S` longer, the flows of a pod (none: all) take the stack.
 
-    Raises Refused, OSError.
+    Raises Refused, OSError. Cancelled, it leaves them to be fast again when that time is over.
     """
     found = Held(socket.inet_aton(address) if address else bytes(4))
 

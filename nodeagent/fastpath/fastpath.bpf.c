@@ -475,11 +475,14 @@ SEC("tc") int isthmus_net_rx(struct __sk_buff *skb) {
     }
     __u32 piece = flow_of(skb, &p->ip, bytes - sizeof(struct outer), &flow);
     if (!piece) return NEXT;
-    int unverified = p->outer.udp.check && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0; /* the stack will */
-    if (unverified) count(FORM, 1);
+    /* To the stack, to be asked: a checksum that nobody has verified yet, and datagrams that are to be cut apart
+     * (GSO). These say that they are in a tunnel, which cannot be taken back here: who cuts them would go by it. */
+    int whole = (!p->outer.udp.check || bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0) &&
+        (!skb->gso_size || p->ip.protocol != IPPROTO_UDP);
+    if (!whole) count(FORM, 1);
     __u64 now = bpf_ktime_get_coarse_ns();
     struct verdict *verdict = bpf_map_lookup_elem(&flows, &flow);
-    if (unverified || !good(verdict, peer, &flow, skb->ifindex, now, &p->ip, piece)) {
+    if (!whole || !good(verdict, peer, &flow, skb->ifindex, now, &p->ip, piece)) {
         count(SLOW_IN, 1);
         return judge(skb, &p->ip, &flow, verdict, now, 1);
     }

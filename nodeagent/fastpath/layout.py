@@ -56,7 +56,8 @@ COUNTERS = (
 rest are reasons why a packet took the stack: :data:`REASONS`."""
 REASONS = {
     "wrong_source": "not from where the range of their source is",
-    "form": "other than whole TCP and UDP packets, without options and with a checksum that somebody verified",
+    "form": "other than whole TCP and UDP packets, without options and with a checksum that somebody verified "
+    "(merged datagrams out of the tunnel are none)",
     "size": "larger than what has passed",
     "closing": "that open or end a connection",
     "held": "taken off the path by a capture",

@@ -10,7 +10,7 @@ import pytest
 from tests.nodeagent.pods import Pod
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import ISTHMUS, Node, site, until
-from tests.nodeagent.talk import Talk, code, counters, fast, talk
+from tests.nodeagent.talk import Talk, code, counters, fast, program_in, talk
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +50,7 @@ def test_flows_become_fast_and_whole_programs_come_back_and_a_capture_sees_packe
         for node in (a, b):
             until(lambda: node.status()["fastpath"].startswith("on: 1 pod"), f"on\n{node.log()}")  # noqa: B023
         a_stream_arrives_whole(a, b, two)
+        datagrams_sent_together_arrive_each(a, two)
         with talk(one, two) as flow:
             fast(a, b)
             what_somebody_removes_comes_back(a, flow)
@@ -71,6 +72,28 @@ def a_stream_arrives_whole(a: Node, b: Node, two: Pod) -> None:
         return min(counters(a)["fast_out_bytes"], counters(b)["fast_in_bytes"]) > 600 * 65536 * 0.8
 
     until(most, "most of it was fast")
+
+
+TOGETHER = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+if sys.argv[1] == "take":
+    s.bind((sys.argv[2], 82)); s.settimeout(30); s.setsockopt(1, 33, 1 << 24)  # SO_RCVBUFFORCE
+    print("ready", flush=True)
+    print(len({s.recv(2000)[:2] for _ in range(400)}), flush=True)
+else:
+    s.setsockopt(17, 103, 1200)  # UDP_SEGMENT
+    for number in range(40):
+        pieces = b"".join((number * 10 + part).to_bytes(2, "big") * 600 for part in range(10))
+        s.sendto(pieces, (sys.argv[2], 82))
+"""
+
+
+def datagrams_sent_together_arrive_each(a: Node, two: Pod) -> None:
+    """As QUIC sends them: ten in one buffer, which the stack cuts apart at the receiver (GSO)."""
+    take = program_in("pod-2", TOGETHER, "take", two.address, wait=True)
+    sh(f"ip netns exec pod-1 {sys.executable} -c '{TOGETHER}' give {two.address}")
+    assert take.communicate(timeout=60)[0] == "400\n"
 
 
 def what_somebody_removes_comes_back(a: Node, flow: Talk) -> None:
