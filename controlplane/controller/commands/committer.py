@@ -1,7 +1,7 @@
 """The only writer: decides the waiting commands one after another and appends them together.
 
-Group commit: while one append is on its way, commands gather; then all of them are decided on a
-fork of the state, each seeing the effect of those before it, sealed into the hash chain and stored
+Group commit: while one append is on its way, the commands that come are decided on a fork of the
+state, each seeing the effect of those before it, sealed into the hash chain and then stored together
 in one atomic append, one fsync for many. Each caller gets its own answer, and only after the
 append. When another controller was faster (the append's condition fails), the fork is thrown away,
 the log is read up to its end and everything is decided again.
