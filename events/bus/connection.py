@@ -220,7 +220,8 @@ def was_denied(client: Client, subject: str) -> bool:
 
 def _why(error: BaseException, said: list[str]) -> str:
     """The last thing that went wrong, which tells more than nats-py's final word."""
-    found = next((text for text in reversed(said) if text), str(error) or type(error).__name__)
+    silence = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    found = next((text for text in reversed(said) if text), str(error) or silence)
     numbers = dict.fromkeys(map(int, _ERRNO.findall(found)))
     return ", ".join(os.strerror(number).lower() for number in numbers) or found
 

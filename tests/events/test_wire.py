@@ -19,7 +19,7 @@ from events.bus.headers import parse_header_lines
 from events.bus.nats_fastpath import FastParser, Outgoing, inline, publish_all
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
-from events.errors import Refused
+from events.errors import Refused, Unavailable
 from events.jetstream.direct import recorded_ns
 
 _lines = st.lists(st.text(alphabet="abN-: \t\x0b\x00é\u2028\x85", max_size=12), max_size=6)
@@ -308,3 +308,14 @@ async def test_a_stranger_is_told_so_after_two_tries_a_server() -> None:
         with pytest.raises(Refused, match="demands credentials"):
             await connect(options, name="test")
     assert sorted(tried) == sorted(2 * ports)
+
+
+async def test_a_server_that_says_nothing_is_told_of_in_words() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(Unavailable, match=r"answers at nats://.* \(no answer in time\)"):
+            await connect(BusOptions(servers=(url,), connect_timeout_s=0.2), name="test")
