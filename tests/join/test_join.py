@@ -131,6 +131,13 @@ esac
 """
 
 
+SYSTEMCTL = """#!/bin/sh
+cd {here}
+echo "$@" >> said
+if test -p hold; then touch held; read _ < hold; fi
+"""
+
+
 def _as_a_container(place: Site, c: Node, words: list[str]) -> None:
     """The same machine, with an engine instead of systemd: joined, repeated, refused otherwise, left."""
     for folder in (
@@ -157,7 +164,8 @@ def _as_a_container(place: Site, c: Node, words: list[str]) -> None:
     assert isthmus("c", *join, env=found).stdout.count("= container") == 1
     other = isthmus("c", "join", NODE.text(), *words, "--foreground", env=found)
     assert "[machine_is_a_node]" in other.stderr
-    _broken_off_as_the_engine_stops_it(c, here, words, found)
+    kept = c.directory / "etc" / "agent.container"
+    _broken_off(["ip", "netns", "exec", "c", ISTHMUS, "leave", "--yes", *words[:4]], here, kept, found)
     assert place.isthmus("node", "fence", "c", "--yes").returncode == 0
     uid = c.status()["uid"]
     left = isthmus("c", "leave", "--yes", *words[:4], env=found)
@@ -170,24 +178,22 @@ def _as_a_container(place: Site, c: Node, words: list[str]) -> None:
     until(lambda: place.nodes["a"].status()["peers"] == 1, "a forgets c again")
 
 
-def _broken_off_as_the_engine_stops_it(c: Node, here: Path, words: list[str], found: dict[str, str]) -> None:
-    """The engine's program ends with the leave, and goes on alone behind one that is killed."""
+def _broken_off(line: list[str], here: Path, kept: Path, env: dict[str, str]) -> None:
+    """While systemd or the engine stops the agent: that program ends, too, and goes on alone behind SIGKILL."""
     hold, held = here / "hold", here / "held"
     os.mkfifo(hold)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        line = ["ip", "netns", "exec", "c", ISTHMUS, "leave", "--yes", *words[:4]]
         with subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=found
+            line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
         ) as ended:
-            until(held.exists, "the engine is asked to stop it")
+            until(held.exists, "the agent is to be stopped")
             held.unlink()
             ended.send_signal(number)
             out, err = ended.communicate(timeout=60)
         assert ended.returncode in {128 + number, -number}, err
         assert "Traceback" not in err
         assert "cluster" not in out, "it is told nothing"
-        assert (c.directory / "etc" / "agent.container").exists()
-        os.kill(int((here / "pid").read_text()), 0)  # the agent runs
+        assert kept.exists()
         if number != signal.SIGKILL:
             with pytest.raises(OSError, match="No such device or address"):  # nobody reads there any more
                 os.open(hold, os.O_WRONLY | os.O_NONBLOCK)
@@ -470,6 +476,22 @@ def test_a_machine_leaves_whatever_is_wrong_with_its_files() -> None:
         left = subprocess.run([ISTHMUS, "leave", "--yes", "--folder", folder], stdout=writes, check=False)
         os.close(writes)
         assert (left.returncode, list(folder.iterdir())) == (0, [])
+        if host.SYSTEMD_UNITS.is_dir():
+            _with_systemd(Path(name))
+
+
+def _with_systemd(here: Path) -> None:
+    sh(f"mount -t tmpfs none {host.SYSTEMD_UNITS} && mkdir -p /run/systemd/system")
+    unit = host.SYSTEMD_UNITS / files.UNIT
+    unit.write_text(files.MARK)
+    (here / "systemctl").write_text(SYSTEMCTL.format(here=here))
+    (here / "systemctl").chmod(0o755)
+    env = {**os.environ, "PATH": f"{here}:{os.environ['PATH']}"}
+    leave = [ISTHMUS, "leave", "--yes", "--folder", str(here / "etc"), "--state-dir", str(here / "state")]
+    _broken_off(leave, here, unit, env)
+    left = subprocess.run(leave, capture_output=True, text=True, check=False, env=env)
+    assert (left.returncode, unit.exists()) == (0, False), left.stderr
+    assert (here / "said").read_text().splitlines()[-2:] == [f"disable --now {files.UNIT}", "daemon-reload"]
 
 
 def test_an_agent_that_began_before_its_settings_were_written_is_started_afresh(tmp_path: Path) -> None:
