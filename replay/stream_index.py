@@ -44,7 +44,7 @@ class StreamIndex(ScanIndex):
         self._status = DirectReader(log.client, subjects.status_stream(log.cluster))
 
     async def at(self, sequence: int) -> StoredMessage | None:
-        answer = await self._events.after(sequence - 1, subjects.events_wildcard(self._cluster), count=1)
+        answer = await self._events.after(sequence - 1, count=1)
         found = answer.messages
         return found[0] if found and found[0].sequence == sequence else None
 

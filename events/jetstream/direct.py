@@ -24,6 +24,10 @@ from events.codec import StoredMessage
 from events.errors import Unavailable
 from events.jetstream.api import DEFAULT_PREFIX, prefix_of
 
+EVERY = ">"
+"""Whatever the stream holds. To say how many messages on any other wildcard are left, the server goes through
+the stream's messages behind the answer: two events out of its cache cost it 5.5 ms instead of 2.7 (2.15.1)."""
+
 BATCH_MAX = 500
 _BYTES_MAX = 2 * 1024 * 1024
 
@@ -100,7 +104,7 @@ class DirectReader:
         self._asked = 0
 
     async def after(
-        self, sequence: int, wildcard: str, *, count: int = BATCH_MAX, timeout_s: float = 3.0
+        self, sequence: int, wildcard: str = EVERY, *, count: int = BATCH_MAX, timeout_s: float = 3.0
     ) -> DirectAnswer:
         """Up to ``count`` messages behind ``sequence`` on subjects that match ``wildcard``.
 

@@ -89,7 +89,6 @@ class LiveReader:
     ) -> None:
         self._client = client
         self._cluster = subjects.check_label(cluster, "cluster")
-        self._wildcard = subjects.events_wildcard(cluster)
         self._prefix = prefix_of(client, prefix)
         self._direct = DirectReader(client, subjects.stream(cluster), prefix=prefix)
         self._check_s = check_s
@@ -216,7 +215,7 @@ class LiveReader:
             last: IsthmusError | None = None
             async for left_s in pauses(loop.time() + self._patience_s):
                 try:
-                    answer = await self._direct.after(position, self._wildcard, timeout_s=min(3.0, left_s))
+                    answer = await self._direct.after(position, timeout_s=min(3.0, left_s))
                 except Unavailable as error:
                     last = error
                     if self._client.is_closed:

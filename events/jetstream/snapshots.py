@@ -275,9 +275,7 @@ class SnapshotBucket:
         if snapshot.sequence == 0:
             found = genesis(self._cluster).hex
         else:
-            answer = await self._log.after(
-                snapshot.sequence - 1, subjects.events_wildcard(self._cluster), count=1
-            )
+            answer = await self._log.after(snapshot.sequence - 1, count=1)
             if not answer.messages:
                 raise Unavailable(
                     "log_unavailable",
