@@ -87,12 +87,13 @@ def is_ethernet(ifindex: int) -> bool:
     return bool(struct.unpack_from("=H", answer, 16)[0] == _ARPHRD_ETHER)
 
 
-_SHAPERS_OF_NOBODY = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "pfifo", "noop"})
-"""Queues that only order packets; any other may drop, delay or redirect by rules of its owner."""
+DEFAULTS = frozenset({"pfifo_fast", "fq_codel", "fq", "mq", "pfifo"})
+"""Queues that the kernel gives to a device by itself, but never to veths, bridges and vxlan devices: on these
+any queue is somebody's, and may drop or delay packets (``fq maxrate``)."""
 
 
 def filtered() -> dict[int, str]:
-    """Devices whose traffic somebody shapes or filters by tc: index → kind of the qdisc. Raises OSError."""
+    """Devices with a queue or filter of tc: index → kind of the qdisc. Raises OSError."""
     found: dict[int, str] = {}
     flags = NLM_F_REQUEST | NLM_F_DUMP
     head = struct.pack("=IHHII", NLMSG_HEADER + _TCMSG.size, _RTM_GETQDISC, flags, 1, 0)
@@ -100,7 +101,7 @@ def filtered() -> dict[int, str]:
         _, ifindex, _, _, _ = _TCMSG.unpack_from(data, start)
         attributes = dump.attributes(data, start + _TCMSG.size, end)
         kind = attributes.get(_TCA_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
-        if kind not in _SHAPERS_OF_NOBODY:
+        if kind not in {"noqueue", "noop"}:
             found[ifindex] = kind
     return found
 

@@ -344,13 +344,13 @@ class FastPath:
 
     def _encrypting(self, loaded: Programs) -> list[int]:
         """The devices of encrypted packets that nobody else shapes or filters."""
-        return [device for device in self.wireguard() if not self._shared(loaded, device)]
+        return [device for device in self.wireguard() if not self._shared(loaded, device, ports.DEFAULTS)]
 
-    def _shared(self, loaded: Programs, device: int) -> bool:
-        """Whether somebody else judges what we would take past him."""
+    def _shared(self, loaded: Programs, device: int, usual: Iterable[str] = ()) -> bool:
+        """Whether somebody else judges what we would take past him. ``usual`` are queues of nobody."""
         known = self._predecessors.ids
         try:
-            return device in self._filtered or bool(
+            return self._filtered.get(device, "") not in {"", *usual} or bool(
                 loaded.others(device, EGRESS, known) or loaded.others_behind(device, INGRESS, known)
             )
         except OSError:

@@ -13,11 +13,22 @@ import pytest
 
 from nodeagent.fastpath.predecessors import FILE, LIBERAL
 from tests.nodeagent.pods import Pod, ask
-from tests.nodeagent.sandbox import inside
+from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import ISTHMUS, Node, Site, site, until
 from tests.nodeagent.talk import SECOND, counters, fast, hanging, talk
 
 pytestmark = pytest.mark.slow
+
+
+XDP = """
+import ctypes, socket, sys
+bpf = ctypes.CDLL("libbpf.so.1")
+passing = bytes.fromhex("b700000002000000" "9500000000000000")  # r0 = XDP_PASS; exit
+fd = bpf.bpf_prog_load(6, None, b"Apache-2.0", passing, ctypes.c_size_t(2), None)
+assert fd > 0
+index, flags, on = socket.if_nametoindex(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "on"
+assert bpf.bpf_xdp_attach(index, fd if on else -1, flags, None) == 0
+"""
 
 
 @inside
@@ -58,6 +69,18 @@ def what_others_attach_to_devices_turns_it_off_and_is_said(place: Site, one: Pod
         fast(a, b)
         first = flow.now()
         veth = a.run(f"ip route show {one.address}").split()[2]
+        a.run(f"tc qdisc add dev {veth} root pfifo")  # a queue that on other devices is nobody's
+        until(lambda: "1 pod takes the stack, because it is shaped" in a.status()["fastpath"], "left out")
+        a.run(f"tc qdisc del dev {veth} root")
+        xdp = f"{sys.executable} -c '{XDP}'"
+        for place_name, device, native, says in (
+            ("a", "isthmus", 2, "handles packets of the tunnel device by XDP"),
+            (one.name, "eth0", 4, "1 pod takes the stack, because it is handled by another eBPF program"),
+        ):
+            sh(f"ip netns exec {place_name} {xdp} {device} {native} on")
+            until(lambda: says in a.status()["fastpath"], says)  # noqa: B023
+            sh(f"ip netns exec {place_name} {xdp} {device} {native} off")
+            until(lambda: a.status()["fastpath"].startswith("on: 1 pod device, 1 peer"), "as before")
         a.run(f"{sys.executable} -c '{text}' {veth} 47")
         until(lambda: "handled by another eBPF program" in a.status()["fastpath"], "that pod is left out")
         a.run(f"{sys.executable} -c '{text}' isthmus 46")
