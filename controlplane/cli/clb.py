@@ -69,7 +69,11 @@ def reserve(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Reserve two usable addresses of a subnet, both or none. Repeating it changes nothing."""
+    """Reserve two usable addresses of a subnet, both or none. Repeating it changes nothing.
+
+    \b
+    Example: isthmus clb reserve main --subnet 10.0.8.0/28 --provider gateway
+    """
     pair = tuple(part.strip() for part in purposes.split(","))
     if len(pair) != 2:
         raise Usage("usage", f"--purposes {purposes!r}: name exactly two, separated by a comma")
@@ -87,7 +91,11 @@ def reserve(
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @write_options
 def release(*, context: BusContext, name: str, yes: bool, how: dict[str, Any], as_json: bool) -> None:
-    """Give the two addresses back. External nodes that reach the API server by them lose the way."""
+    """Give the two addresses back. External nodes that reach the API server by them lose the way.
+
+    \b
+    Example: isthmus clb release main --yes
+    """
     if not how["dry_run"]:
         confirm(f"Release {name}? Who reaches the API server by its addresses loses the way.", yes=yes)
     reply = send(context, ReleaseClb(reservation=name), how)
@@ -99,7 +107,11 @@ def release(*, context: BusContext, name: str, yes: bool, how: dict[str, Any], a
 @listing_options
 @bus_options
 def list_(*, context: BusContext, as_json: bool) -> None:
-    """List the reservations."""
+    """List the reservations.
+
+    \b
+    Example: isthmus clb list
+    """
     answer = ask(context, ListClb(), ClbList)
     if as_json:
         print_json(answer)

@@ -33,7 +33,11 @@ def gateway() -> None:
 @click.argument("node")
 @write_options
 def gateway_add(*, context: BusContext, node: str, how: dict[str, Any], as_json: bool) -> None:
-    """Let a cloud node hold addresses."""
+    """Let a cloud node hold addresses.
+
+    \b
+    Example: isthmus clb gateway add cloud-1
+    """
     reply = send(context, MarkGateway(node=node), how)
     show_written(reply, f"{node} is a gateway", as_json=as_json)
 
@@ -42,7 +46,11 @@ def gateway_add(*, context: BusContext, node: str, how: dict[str, Any], as_json:
 @click.argument("node")
 @write_options
 def gateway_remove(*, context: BusContext, node: str, how: dict[str, Any], as_json: bool) -> None:
-    """Let a node hold no address any more; the other gateways take over first."""
+    """Let a node hold no address any more; the other gateways take over first.
+
+    \b
+    Example: isthmus clb gateway remove cloud-1
+    """
     reply = send(context, MarkGateway(node=node, on=False), how)
     show_written(reply, f"{node} is no gateway", as_json=as_json)
 
@@ -104,7 +112,13 @@ def backend_add(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Let connections to PORT of PURPOSE's address go to a backend; repeated, it changes the settings."""
+    """Let connections to PORT of PURPOSE's address go to a backend; repeated, it changes the settings.
+
+    \b
+    Example:
+      isthmus clb backend add main apiserver 443 10.0.1.11:6443 \\
+          --check https --check-path /readyz
+    """
     check = check or ("none" if key.protocol == "udp" and not check_port else "tcp")
     reply = send(context, AddBackend(**_named(key), check=check, check_port=check_port, **settings), how)
     show_written(reply, _route(key), as_json=as_json)
@@ -114,7 +128,11 @@ def backend_add(
 @backend_arguments
 @write_options
 def backend_remove(*, context: BusContext, key: BackendKey, how: dict[str, Any], as_json: bool) -> None:
-    """Send no new connection to a backend; those in progress stay with it."""
+    """Send no new connection to a backend; those in progress stay with it.
+
+    \b
+    Example: isthmus clb backend remove main apiserver 443 10.0.1.11:6443
+    """
     reply = send(context, RemoveBackend(**_named(key)), how)
     show_written(reply, f"{_route(key)} removed", as_json=as_json)
 

@@ -172,7 +172,11 @@ def define(
 @json_option
 @bus_options
 def show(*, context: BusContext, as_json: bool) -> None:
-    """Show the plan, the pool, the networks and what deserves attention."""
+    """Show the plan, the pool, the networks and what deserves attention.
+
+    \b
+    Example: isthmus cluster show --json
+    """
     view = ask(context, ShowCluster(), ClusterView)
     if as_json:
         print_json(view)
@@ -257,7 +261,11 @@ def encrypt(*, context: BusContext, scope: EncryptionScope, how: dict[str, Any],
 @listing_options
 @bus_options
 def ranges(*, context: BusContext, phase: Any, as_json: bool) -> None:
-    """List the ranges that are not free, with their owners and what they wait for."""
+    """List the ranges that are not free, with their owners and what they wait for.
+
+    \b
+    Example: isthmus cluster ranges
+    """
 
     async def main() -> list[RangeView]:
         async with controller(context) as client:
@@ -292,7 +300,11 @@ def _waits(view: RangeView) -> str:
 @json_option
 @bus_options
 def who(*, context: BusContext, address: str, as_json: bool) -> None:
-    """Say whose an address is now. (Whose it was: isthmus replay who --ip ADDRESS --at WHEN)"""
+    """Say whose an address is now. (Whose it was: isthmus replay who --ip ADDRESS --at WHEN)
+
+    \b
+    Example: isthmus cluster who 10.200.7.9
+    """
     holder = ask(context, WhoHas(address=address), AddressOwner)
     if as_json:
         print_json(holder)
@@ -352,7 +364,11 @@ def append(
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @write_options
 def delete(*, context: BusContext, reason: str, yes: bool, how: dict[str, Any], as_json: bool) -> None:
-    """Delete the cluster: refused while nodes live. Its log stays readable for ever."""
+    """Delete the cluster: refused while nodes live. Its log stays readable for ever.
+
+    \b
+    Example: isthmus cluster delete --cluster old --yes
+    """
     if not how["dry_run"]:
         confirm(f"Delete cluster {context.cluster}? Its log will take no further command.", yes=yes)
     reply = send(context, DeleteCluster(reason=reason), how)
@@ -396,7 +412,11 @@ def network_add(
 @click.argument("cidr")
 @write_options
 def network_remove(*, context: BusContext, cidr: str, how: dict[str, Any], as_json: bool) -> None:
-    """Forget a declared network."""
+    """Forget a declared network.
+
+    \b
+    Example: isthmus cluster network remove 10.9.0.0/16
+    """
     show_written(send(context, WithdrawNetwork(cidr=cidr), how), f"network {cidr} withdrawn", as_json=as_json)
 
 
@@ -404,7 +424,11 @@ def network_remove(*, context: BusContext, cidr: str, how: dict[str, Any], as_js
 @listing_options
 @bus_options
 def network_list(*, context: BusContext, as_json: bool) -> None:
-    """List the declared networks and the overlaps that somebody accepted."""
+    """List the declared networks and the overlaps that somebody accepted.
+
+    \b
+    Example: isthmus cluster network list
+    """
     view = ask(context, ShowCluster(), ClusterView)
     if as_json:
         print_json({"sequence": view.sequence, "networks": view.networks, "overrides": view.overrides})

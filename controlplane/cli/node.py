@@ -43,7 +43,11 @@ def node() -> None:
 @listing_options
 @bus_options
 def list_(*, context: BusContext, kind: Any, site: str | None, unreachable: bool, as_json: bool) -> None:
-    """List the nodes with their ranges and how far their agents have come."""
+    """List the nodes with their ranges and how far their agents have come.
+
+    \b
+    Example: isthmus node list -o wide
+    """
 
     async def main() -> tuple[int, list[NodeView]]:
         async with controller(context) as client:
@@ -157,7 +161,11 @@ def _age(moment: datetime | None) -> str:
 @json_option
 @bus_options
 def show(*, context: BusContext, name: str, as_json: bool) -> None:
-    """Show one node, or why a node that asks gets nothing."""
+    """Show one node, or why a node that asks gets nothing.
+
+    \b
+    Example: isthmus node show idc-7
+    """
     view = ask(context, ShowNode(node=name), NodeView)
     if as_json:
         print_json(view)
@@ -216,6 +224,9 @@ def remove(
 
     New pods do not start on it from then on, and its range is not reused before those that run there are gone.
     For a node that is dead for good, and that others must not wait for, see `fence`.
+
+    \b
+    Example: isthmus node remove idc-7 --yes
     """
     running = _running(context, name)
     if not how["dry_run"]:
@@ -244,6 +255,9 @@ def fence(
 
     That includes the pods on it: their addresses may be given to others. Also for a node that was removed, when
     its range still waits for the end of its pods.
+
+    \b
+    Example: isthmus node fence idc-7 --yes
     """
     running = _running(context, name)
     told = f" {running} run on it: their addresses may be given to others." if running else ""

@@ -158,7 +158,11 @@ def revoke(
 )
 @json_option
 def list_(store: Path, role: Role | None, expiring: float | None, as_json: bool) -> None:
-    """Who has credentials, and until when. Never shows a secret."""
+    """Who has credentials, and until when. Never shows a secret.
+
+    \b
+    Example: isthmus credentials list --expiring 30
+    """
     authority = Authority.open(store)
     rows = []
     for principal in authority.store.principals(role=role):

@@ -336,7 +336,11 @@ def exec(machine: str, command: tuple[str, ...], name: str) -> None:  # noqa: A0
 @lab.command()
 @_name
 def down(name: str) -> None:
-    """Take the running lab down, or clear away what a crashed one left."""
+    """Take the running lab down, or clear away what a crashed one left.
+
+    \b
+    Example: isthmus lab down
+    """
     from deploy.lab.kubernetes.nodes import group, remove_groups
     from deploy.lab.reports import run_directory
 
@@ -375,7 +379,11 @@ def _stop(directory: RunDirectory, state: LabState | None) -> None:
 @_name
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(name: str, as_json: bool) -> None:
-    """What runs: the lab's machines and pods. Exit code 2 when no lab runs."""
+    """What runs: the lab's machines and pods. Exit code 2 when no lab runs.
+
+    \b
+    Example: isthmus lab status
+    """
     from deploy.lab.reports import run_directory
 
     state = run_directory.running(name)

@@ -27,6 +27,9 @@ def clean_command(
 
     With --for 0.2.0 only that goes which an agent of that release would leave for good: the fast path,
     devices of encryption and of ways through NAT, direct routes. Packets go on by the tunnel.
+
+    \b
+    Example: systemctl stop isthmus-agent && isthmus agent clean --yes
     """
     from nodeagent.clean import clean, clean_newer
 

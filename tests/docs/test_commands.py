@@ -226,3 +226,24 @@ def test_a_shown_message_quotes_commands_that_reach_the_same_cluster() -> None:
 )
 def test_a_wrong_command_is_noticed(wrong: str) -> None:
     assert fault(wrong)
+
+
+def verbs(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group):
+        yield name, command
+        return
+    context = click.Context(command, info_name=name)
+    for each in command.list_commands(context):
+        found = command.get_command(context, each)
+        assert found is not None
+        if not found.hidden:
+            yield from verbs(found, f"{name} {each}")
+
+
+def test_every_verb_shows_an_example() -> None:
+    """That it is understood, :func:`test_every_quoted_command_is_understood` looks at."""
+    found = dict(verbs(root, "isthmus"))
+    assert len(found) > 100
+    usual = "isthmus agent run --"
+    shown = {name: (verb.help or "").replace("isthmus agent --", usual) for name, verb in found.items()}
+    assert [name for name in found if name not in shown[name]] == []

@@ -70,6 +70,9 @@ def add(
     """Let these sources reach pods, or say anew who may. Repeating it changes nothing.
 
     Their router, or they themselves, need a route: the container CIDR by the address that is shown.
+
+    \b
+    Example: isthmus entry add apiserver --from 10.0.0.0/28
     """
     listed = tuple(part.strip() for text in sources for part in text.split(",") if part.strip())
     if not how["dry_run"]:
@@ -102,6 +105,9 @@ def remove(
 
     It says which gateways have closed it. One that has not said so may let them in still, as long as it is cut
     off from the bus.
+
+    \b
+    Example: isthmus entry remove apiserver --yes
     """
     if not how["dry_run"]:
         confirm(f"Remove entry {name}? Running connections of its sources end at once.", yes=yes)
@@ -135,7 +141,11 @@ def _show(context: BusContext, reply: CommandReply, sentence: str, within_s: flo
 @listing_options
 @bus_options
 def list_(*, context: BusContext, as_json: bool) -> None:
-    """List the entries."""
+    """List the entries.
+
+    \b
+    Example: isthmus entry list
+    """
     answer = ask(context, ListEntries(), EntryList)
     if as_json:
         print_json(answer)

@@ -86,6 +86,11 @@ def import_(
 
     Repeating an import changes nothing for nodes that are members already. Exit code 1 when a
     node was refused.
+
+    \b
+    Example:
+      isthmus node import nodes.csv --dry-run
+      kubectl get nodes -o json | isthmus node import -
     """
     found = read_file(text_of(file.read(SIZE_MAX_BYTES + 1)), _rules(**how))
     partial = found.kubernetes if partial is None else partial
