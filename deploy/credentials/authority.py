@@ -363,7 +363,9 @@ class Authority:
                 if name in self.book.retired:
                     raise Refused(
                         "credentials_exist",
-                        f"a rotation of the {name} key is under way: end it with --finish first",
+                        f"a rotation of the {name} key is under way: once every server knows both keys "
+                        f"(`isthmus credentials push`) and all that the old one signed is renewed, --finish "
+                        f"ends it, and with it what was not",
                     )
                 self.book.retired[name] = self.book.keys[name]
                 self.book.keys[name] = self.store.next_key(name).public

@@ -19,6 +19,7 @@ from events.cli.bus_urls import bus_servers
 from events.cli.numbers import Finite
 from events.cli.options import run
 from events.cli.tables import print_json
+from events.errors import IsthmusError
 
 ROLES: tuple[Role, ...] = (*TENANT_ROLES, "controller", "site", "issuer", "system")
 
@@ -100,14 +101,14 @@ def shared_token(
     return made
 
 
-def push_line(store: Path) -> str:
-    """What tells the servers, as it is typed; URL is theirs."""
+def push_line(store: Path, urls: str = "URL") -> str:
+    """What tells the servers, as it is typed."""
     named = ("--store", str(store)) if str(store) != "credentials" else ()
-    return shlex.join(["isthmus", "credentials", "push", *named, "URL"])
+    return shlex.join(["isthmus", "credentials", "push", *named, urls])
 
 
 def push_if_asked(authority: Authority, urls: str | None, accounts: Sequence[str]) -> int:
-    """Tell the servers, if asked to. Returns how many took it."""
+    """Tell the servers, if asked to. Returns how many took it. Raises IsthmusError, with the way to repeat."""
     if not urls:
         return 0
     from deploy.credentials.push import push_accounts
@@ -120,7 +121,12 @@ def push_if_asked(authority: Authority, urls: str | None, accounts: Sequence[str
         credentials=str(system),
         ca=str(ca) if ca.exists() else "",
     )
-    return run(push_accounts(options, authority.store, accounts))
+    try:
+        return run(push_accounts(options, authority.store, accounts))
+    except IsthmusError as error:
+        again = push_line(authority.store.path, urls)
+        error.message += f". The store has the change, the servers may not: `{again}` tells them"
+        raise
 
 
 def account_of(authority: Authority, principal: Principal) -> str:

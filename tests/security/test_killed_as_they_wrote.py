@@ -9,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from controlplane.cli.main import root
 from deploy.credentials import store as store_module
 from deploy.credentials.authority import Authority
 from deploy.credentials.jwt import check
 from deploy.credentials.prepare import prepare
 from events.bus.access.creds import write_secret
 from events.bus.access.temporaries import LEFT_S
+from events.errors import Refused, Unavailable
 from nodeagent.local_files import write_atomically
 from replay.output_files import whole_file
 
@@ -122,3 +125,16 @@ def test_the_next_write_of_a_file_removes_what_a_killed_one_left(
         "a.prom",
         *(path.name for path in (fresh, link, *others)),
     }
+
+
+def test_a_change_that_the_servers_did_not_hear_of_says_how_they_do(tmp_path: Path) -> None:
+    """Ended there and then, a rotation would shut out everybody whom the old key let in."""
+    prepare(tmp_path / "a", cluster=CLUSTER, nodes=["n1"], hosts=["127.0.0.1"])
+    more = ["--store", str(tmp_path / "a"), "--push", "nats://127.0.0.1:1"]
+    line = ["credentials", "rotate", "key", "nodes", *more]
+    away = CliRunner().invoke(root, line).exception
+    assert isinstance(away, Unavailable)
+    assert f"`isthmus credentials push --store {tmp_path / 'a'} nats://127.0.0.1:1`" in away.message
+    again = CliRunner().invoke(root, line).exception
+    assert isinstance(again, Refused)
+    assert "once every server knows both keys" in again.message
