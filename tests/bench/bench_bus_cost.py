@@ -31,7 +31,7 @@ from events.bus.connection import BusOptions, connect
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 from events.jetstream.log import JetStreamLog
-from tests.bench.bus_fleet import AGENTS, Fleet
+from tests.bench.bus_fleet import AGENTS, PATIENCE_S, Fleet
 from tests.bench.processes import cpu_s
 from tests.contract.samples import CLUSTER, sealed
 from tests.ports import free_ports
@@ -73,7 +73,9 @@ class Side:
     async def _memory_bytes(self) -> float:
         """Objects and stacks in use behind a garbage collection; the second frees what the first found."""
         for _ in range(2):
-            text = await asyncio.to_thread(lambda: urllib.request.urlopen(self._profile, timeout=60).read())
+            text = await asyncio.to_thread(
+                lambda: urllib.request.urlopen(self._profile, timeout=PATIENCE_S).read()
+            )
         found = [re.search(pattern, text) for pattern in (rb"# HeapAlloc = (\d+)", rb"# Stack = (\d+) /")]
         return float(sum(int(match[1]) for match in found if match))
 
@@ -86,7 +88,7 @@ class Side:
         for _ in range(EVENTS):
             before = self.head.sequence
             messages, self.head = sealed(self.head, 1)
-            await self.log.append(messages, expected=before)
+            await self.log.append(messages, expected=before, timeout_s=PATIENCE_S)
             await asyncio.sleep(PAUSE_S)
         wanted, got = 0 if self.kind == "connected" else AGENTS * EVENTS, 0
         deadline = time.monotonic() + ARRIVAL_LIMIT_S
@@ -99,7 +101,7 @@ class Side:
 
     async def check(self) -> None:
         """Raises RuntimeError when the server does not have the consumers that belong to the kind."""
-        info = await self.client.jetstream().stream_info(subjects.stream(CLUSTER))
+        info = await self.client.jetstream(timeout=PATIENCE_S).stream_info(subjects.stream(CLUSTER))
         expected = AGENTS if self.kind == "ordered" else 0
         if info.state.consumer_count != expected:
             raise RuntimeError(f"{self.kind}: {info.state.consumer_count} consumers, not {expected}")

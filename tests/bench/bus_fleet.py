@@ -67,7 +67,7 @@ async def main(url: str, cluster: str, count: int, kind: str) -> None:
         elif kind == "plain":
             await client.subscribe(subjects.live_wildcard(cluster), cb=on_republished)
         elif kind == "ordered":
-            await client.jetstream().subscribe(
+            await client.jetstream(timeout=PATIENCE_S).subscribe(
                 subjects.events_wildcard(cluster), ordered_consumer=True, cb=on_ordered
             )
         await client.flush(timeout=PATIENCE_S)
