@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,9 @@ from nats.aio.msg import Msg
 from nats.errors import ConnectionClosedError, MaxPayloadError, ProtocolError
 from nats.protocol.parser import Parser
 
+from deploy.credentials.jwt import encode
+from events.bus.access.creds import render
+from events.bus.access.nkeys import generate
 from events.bus.connection import BusOptions, connect
 from events.bus.headers import parse_header_lines
 from events.bus.nats_fastpath import FastParser, Outgoing, inline, publish_all
@@ -38,8 +42,6 @@ def test_any_bytes_are_parsed_as_nats_py_parses_them(block: bytes) -> None:
 
 @pytest.mark.bus
 async def test_what_is_sent_arrives_whatever_the_values_hold(tmp_path: object) -> None:
-    from pathlib import Path
-
     store = Path(str(tmp_path)) / "js"
     store.mkdir()
     async with EmbeddedServer(ServerOptions(store_dir=store)) as server:
@@ -69,8 +71,6 @@ async def test_what_is_sent_arrives_whatever_the_values_hold(tmp_path: object) -
 
 @pytest.mark.bus
 async def test_many_at_once_arrive_as_one_by_one_and_inline_as_from_a_queue(tmp_path: object) -> None:
-    from pathlib import Path
-
     store = Path(str(tmp_path)) / "js"
     store.mkdir()
     shared = {"a": "shared", "z": "as well"}
@@ -319,3 +319,21 @@ async def test_a_server_that_says_nothing_is_told_of_in_words() -> None:
         url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         with pytest.raises(Unavailable, match=r"answers at nats://.* \(no answer in time\)"):
             await connect(BusOptions(servers=(url,), connect_timeout_s=0.2), name="test")
+
+
+async def test_credentials_that_went_meanwhile_are_the_cause(tmp_path: Path) -> None:
+    path, user = tmp_path / "a.creds", generate("user")
+    jwt = encode(generate("account"), user.public, "a", {"type": "user"}, issued=1)
+    path.write_text(render(jwt, user.seed))
+
+    async def asks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path.unlink(missing_ok=True)
+        writer.write(b'INFO {"server_id":"s","max_payload":1048576,"nonce":"n","auth_required":true}\r\n')
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(asks, "127.0.0.1", 0) as server:
+        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(Refused, match="cannot be read") as gone:
+            await connect(BusOptions(servers=(url,), credentials=str(path)), name="test")
+    assert gone.value.code == "credentials_missing"
