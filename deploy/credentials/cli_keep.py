@@ -34,7 +34,7 @@ from deploy.credentials.cli_common import (
 from deploy.credentials.layout import Role
 from events.cli.listen import METAVAR, Listen
 from events.cli.numbers import Finite
-from events.cli.options import BusContext, bus_options, confirm, json_option, run
+from events.cli.options import BusContext, asked, bus_options, confirm, json_option, run
 from events.cli.tables import print_json, print_table
 from events.errors import Refused, Usage
 from events.input_files import read_whole
@@ -49,6 +49,7 @@ from events.input_files import read_whole
 @click.option("--retire", is_flag=True, help="Refuse everything older at once instead of letting it expire.")
 @click.option("--finish", is_flag=True, help="For a key: stop accepting what the old key signed.")
 @push_option
+@click.option("--yes", "-y", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
 @json_option
 def rotate(
     *,
@@ -60,6 +61,7 @@ def rotate(
     retire: bool,
     finish: bool,
     push: str | None,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Replace credentials, a signing key or a server's certificate without downtime.
@@ -75,6 +77,9 @@ def rotate(
     """
     authority = Authority.open(store)
     if role == "key":
+        if finish:
+            ends = f"Whoever has not renewed since the {name} key was replaced is shut out. Go on?"
+            confirm(ends, yes=yes or not asked())
         count = authority.rotate_key(name, finish=finish)
         accounts = [p.account for p in authority.store.principals() if p.account and not p.revoked_at]
         servers = push_if_asked(authority, push, accounts)

@@ -138,3 +138,16 @@ def test_a_change_that_the_servers_did_not_hear_of_says_how_they_do(tmp_path: Pa
     again = CliRunner().invoke(root, line).exception
     assert isinstance(again, Refused)
     assert "once every server knows both keys" in again.message
+
+
+def test_a_person_is_asked_before_an_old_key_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(tmp_path / "a", cluster=CLUSTER, nodes=["n1"], hosts=["127.0.0.1"])
+    Authority.open(tmp_path / "a").rotate_key("nodes")
+    for module in ("deploy.credentials.cli_keep", "events.cli.options"):
+        monkeypatch.setattr(f"{module}.asked", lambda: True)
+    line = ["credentials", "rotate", "key", "nodes", "--finish", "--store", str(tmp_path / "a")]
+    said = CliRunner().invoke(root, line, input="n\n")
+    assert "has not renewed since the nodes key was replaced" in said.output
+    assert "nodes" in Authority.open(tmp_path / "a").book.retired
+    assert CliRunner().invoke(root, line, input="y\n").exit_code == 0
+    assert Authority.open(tmp_path / "a").book.retired == {}
