@@ -22,7 +22,7 @@ from events.types import (
 from nodeagent.dataplane.desired import Desired, desired_of
 from nodeagent.firewall import ruleset
 from nodeagent.gateway import rules as gateway_rules
-from nodeagent.membership.sanity import mac_problem, unicast_problem
+from nodeagent.membership.sanity import mac_problem, network_of, unicast_problem
 from nodeagent.membership.view import View
 from nodeagent.netlink.rows import BLACKHOLE
 from tests.budget import examples
@@ -230,3 +230,22 @@ def test_no_field_of_a_peers_events_harms_a_node(data: st.DataObject) -> None:
     view = view_of(*log)
     check(view)
     assert len(view.peers) >= 1, "the others live on"
+
+
+NETWORKS = st.builds(
+    lambda number, length: IPv4Network((number >> 32 - length << 32 - length, length)),
+    st.one_of(st.integers(0, 2**32 - 1), st.integers(0, 255).map((10 << 24).__or__)),
+    st.integers(1, 32),
+)
+
+
+@examples(300)
+@given(NETWORKS, NETWORKS)
+def test_networks_lie_within_one_another_as_the_standard_library_says(
+    one: IPv4Network, other: IPv4Network
+) -> None:
+    ours, theirs = network_of(str(one)), network_of(str(other))
+    assert ours is not None
+    assert theirs is not None
+    assert ours.holds(theirs) == other.subnet_of(one)
+    assert ours.meets(theirs) == theirs.meets(ours) == one.overlaps(other)
