@@ -295,7 +295,11 @@ static __always_inline void settle(struct __sk_buff *skb, struct verdict *verdic
     count(which, 1);
 }
 
-static __always_inline __be32 vni_of(struct peer *peer) { return WAY(peer->epoch) == MAPPED ? node.second_vni : node.vni; }
+/* Both are read, so that no address is computed of which the verifier sees two kinds. */
+static __always_inline __be32 vni_of(struct peer *peer) {
+    __be32 first = node.vni, second = node.second_vni;
+    return WAY(peer->epoch) == MAPPED ? second : first;
+}
 static __always_inline __u8 outer_ecn(__u8 inner) { return (inner & ECN) == CE ? ECT_0 : inner & ECN; }
 
 static __always_inline int encapsulate(struct __sk_buff *skb, struct verdict *verdict, struct peer *peer) {

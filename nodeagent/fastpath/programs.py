@@ -18,6 +18,7 @@ from typing import NamedTuple
 from events.errors import Refused
 from nodeagent.fastpath import layout, libbpf
 from nodeagent.fastpath.layout import NodeRecord
+from nodeagent.privileges import effective
 
 EGRESS, INGRESS = libbpf.TCX_EGRESS, libbpf.TCX_INGRESS
 FILE = "fastpath.bpf.o"
@@ -31,6 +32,7 @@ class Hook(NamedTuple):
     program: str
 
 
+CAP_BPF = 39
 LOOPBACK = 1
 """The index of the device that each network namespace has."""
 PREFIX = "isthmus_"
@@ -121,6 +123,14 @@ def load() -> Programs:
 
 def why_not(error: OSError) -> Refused:
     """What an error of the kernel means to an operator."""
+    if error.errno == errno.EACCES and effective() >> CAP_BPF & 1:
+        return Refused(
+            "not_permitted",
+            "the kernel refuses the eBPF programs (EACCES), although this process has CAP_BPF: allow them in "
+            "SELinux; where that is off, this kernel wants CAP_PERFMON, too: add it to AmbientCapabilities and "
+            "CapabilityBoundingSet of the agent's unit (it drops it after loading)",
+            capability="CAP_PERFMON",
+        )
     if error.errno in {errno.EPERM, errno.EACCES}:
         return Refused(
             "not_permitted",

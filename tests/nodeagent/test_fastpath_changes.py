@@ -108,8 +108,9 @@ def test_an_agent_that_stops_is_killed_or_starts_loses_no_packet_and_takes_over(
                 for node in (a, b):
                     node.stop(number)
                     flow.pause(SECOND)
-                    # As the shipped unit does, b may not look at programs: it knows its own by its file.
-                    node.start(by="" if node is a else "setpriv --bounding-set -sys_admin").ready(1)
+                    # b as by the shipped unit, which may not look at programs: it knows its own by its file.
+                    unit = "setpriv --bounding-set -all,+net_admin,+net_raw,+bpf"
+                    node.start(by="" if node is a else unit).ready(1)
                     until(lambda: node.status()["fastpath"].startswith("on"), "on again")  # noqa: B023
                     fast(node)
                     assert hanging(node) == ["isthmus_net_rx", "isthmus_net_tx"], "one generation of programs"
