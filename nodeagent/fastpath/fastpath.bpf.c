@@ -356,8 +356,22 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct plain *p, struc
     return verdict->out;
 }
 
+static __always_inline void sends_from(struct __sk_buff *skb, const void *address) {
+    __u32 port = skb->ifindex;
+    struct mac *known = bpf_map_lookup_elem(&macs, &port);
+    if (known && same(known->of, address)) return;
+    struct mac fresh = {};
+    copy(fresh.of, address);
+    bpf_map_update_elem(&macs, &port, &fresh, BPF_ANY);
+}
+
 SEC("tc") int isthmus_pod_tx(struct __sk_buff *skb) {
     struct flow flow;
+    if (skb->protocol == bpf_htons(ETH_P_ARP)) { /* of a pod that only takes, this is all there is */
+        struct ethhdr *eth = (void *)(long)skb->data;
+        if ((void *)(eth + 1) <= (void *)(long)skb->data_end) sends_from(skb, eth->h_source);
+        return NEXT;
+    }
     if (!node.generation || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present) return NEXT;
     struct plain *p = linear(skb, sizeof *p + 10);
     if ((void *)(p + 1) > (void *)(long)skb->data_end) return NEXT;
@@ -376,13 +390,7 @@ SEC("tc") int isthmus_pod_tx(struct __sk_buff *skb) {
         return bpf_redirect(pass_on(skb, p, verdict, bytes, FAST_OUT), 0);
     }
     count(SLOW_OUT, 1);
-    __u32 port = skb->ifindex;
-    struct mac *known = bpf_map_lookup_elem(&macs, &port);
-    if (!known || !same(known->of, p->eth.h_source)) {
-        struct mac fresh = {};
-        copy(fresh.of, p->eth.h_source);
-        bpf_map_update_elem(&macs, &port, &fresh, BPF_ANY);
-    }
+    sends_from(skb, p->eth.h_source);
     return judge(skb, &p->ip, &flow, verdict, now, 0);
 }
 

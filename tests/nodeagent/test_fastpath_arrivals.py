@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +14,7 @@ from nodeagent.dataplane.second_device import second_vni
 from nodeagent.fastpath import libbpf
 from tests.nodeagent import host
 from tests.nodeagent.sandbox import inside, sh
-from tests.nodeagent.twins import MAPPED_PORT, WIREGUARD, Network, ipv4, twins, udp, vxlan
+from tests.nodeagent.twins import ETH_ARP, MAPPED_PORT, WIREGUARD, Network, ipv4, twins, udp, vxlan, within
 from tests.nodeagent.verdicts import (
     ACK,
     ONE,
@@ -114,6 +115,13 @@ def another_flows_verdict_is_none(pair: tuple[Network, Network]) -> None:
 
 def a_pod_takes_what_is_for_its_own_address(pair: tuple[Network, Network]) -> None:
     """Somebody's neighbour entry names another address than the pod's: it takes none of that."""
+    with within(pair[1].host(2)):
+        port = socket.if_nametoindex("other").to_bytes(4, sys.byteorder)
+    macs = pair[1].programs[2]._loaded.maps["macs"]
+    libbpf.drop(macs, port)
+    pair[1].from_pod("other", bytes(46), kind=ETH_ARP)
+    own = sh(f"ip netns exec {pair[1].name}other cat /sys/class/net/eth0/address").strip()
+    assert (libbpf.read(macs, port, 8) or b"")[:6].hex(":") == own, "a pod that only answers is known, too"
     warm(pair, (1000, 2000), to="other")
     for arrives in (False, True):
         for network in pair:

@@ -23,7 +23,7 @@ from nodeagent.membership.peers import Peer, PeerChange
 from tests.nodeagent import host
 from tests.nodeagent.sandbox import sh
 
-ETH_IP = 0x0800
+ETH_IP, ETH_ARP = 0x0800, 0x0806
 MAPPED_PORT = 40000
 """Where host 3 is seen, when it is behind a NAT."""
 _ETH_ALL = 3
@@ -297,11 +297,13 @@ class Network:
         """The counters of a host's programs."""
         return self.programs[number].counters()
 
-    def from_pod(self, pod: str, packet: bytes, *, stranger: bool = False) -> dict[str, list[bytes]]:
+    def from_pod(
+        self, pod: str, packet: bytes, *, stranger: bool = False, kind: int = ETH_IP
+    ) -> dict[str, list[bytes]]:
         """A pod sends that; what arrives where. ``stranger``: to a MAC that is not the host's."""
         own, gate = self._macs[pod]
         target = bytes.fromhex("020000000009") if stranger else gate
-        return self._send(pod, target + own + ETH_IP.to_bytes(2, "big") + packet)
+        return self._send(pod, target + own + kind.to_bytes(2, "big") + packet)
 
     def from_underlay(self, sender: int, target: int, packet: bytes) -> dict[str, list[bytes]]:
         """A host's link carries that to another host; what arrives where."""
