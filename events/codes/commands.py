@@ -285,7 +285,7 @@ COMMAND_CODES: dict[str, Code] = {
     "node_fenced": Code(
         "Refused",
         "That uid was fenced: another machine has taken the name, or an operator removed it.",
-        "Join again with a new uid (reinstall), or under another name.",
+        "Give the machine a new identity (`isthmus agent new-identity --yes`), and let it join again.",
     ),
     "uid_in_use": Code(
         "Refused",
