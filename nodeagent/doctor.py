@@ -158,7 +158,8 @@ def _fast_path(node: ExaminedNode, _: View | None) -> Iterator[Finding]:
         level: Level = "ok" if said == "on" or said.startswith("on:") else "warning"
         if SWITCHED_OFF in said:
             level = "info"
-        fix = "" if level != "warning" else "remove the cause and restart the agent; pods work, but slower"
+        cure = "remove the cause, and where the programs did not load, restart the agent; pods work, but slower"
+        fix = cure if level == "warning" else ""
         yield Finding("fast path", level, said, fix)
         return
     try:

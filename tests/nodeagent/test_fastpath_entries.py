@@ -141,3 +141,19 @@ class _Counted(dict[Peer, Exit]):
 
     def items(self) -> object:  # type: ignore[override]
         raise AssertionError("all of them")
+
+
+def test_an_ipv6_underlay_is_named_as_what_turns_it_off() -> None:
+    view = View("c", "n1", "u1")
+    device = SimpleNamespace(
+        underlay=SimpleNamespace(address="fd00::1", present=True),
+        spec=SimpleNamespace(),
+        ifindex=7,
+        second=None,
+    )
+    path = FastPath(
+        Conditions(), cast("TunnelDevice", device), view, found=OwnFindings(),
+        predecessors=cast("Predecessors", None), loaded=cast("Programs", None), why_not="",
+    )  # fmt: skip
+    path._step(cast("Programs", None))
+    assert path.line() == "off: the programs do not carry packets over an IPv6 underlay"
