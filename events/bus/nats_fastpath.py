@@ -289,12 +289,13 @@ class ReconnectingClient(FastClient):
         return b"%b %b\r\n" % (verb, msgspec.json.encode(named))
 
     async def _process_connect_init(self) -> None:
-        """Log in.
-
-        nats-py takes whatever line follows the login for consent, also a PING or the end of the stream,
-        leaves a failed handshake's socket open, and waits without a limit for a peer to close: seen with
-        nats-py 2.16, not reported upstream.
+        """Log in. nats-py 2.16 takes whatever line follows for consent, also a PING or the end of the stream,
+        leaves a failed handshake's socket open, waits without a limit for a peer to close (not reported there),
+        and holds the certificate of a server that another one named to the address of that one; here, as in the
+        Go client, it is held to its own address (a name of the first one's is kept).
         """
+        if self._current_server is not None and self._host_is_ip(self._current_server.tls_name):
+            self._current_server.tls_name = None
         transport: Any = self._transport
         readline = transport.readline
 

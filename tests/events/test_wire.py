@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +17,7 @@ from nats.aio.msg import Msg
 from nats.errors import ConnectionClosedError, MaxPayloadError, ProtocolError
 from nats.protocol.parser import Parser
 
+from deploy.credentials.certificates import create_authority, issue_server
 from deploy.credentials.jwt import encode
 from events.bus.access.creds import render
 from events.bus.access.nkeys import generate
@@ -22,9 +25,11 @@ from events.bus.connection import BusOptions, connect
 from events.bus.headers import parse_header_lines
 from events.bus.nats_fastpath import FastParser, Outgoing, inline, publish_all
 from events.bus.server.config import ServerOptions
-from events.bus.server.process import EmbeddedServer
+from events.bus.server.process import EmbeddedServer, find_binary
 from events.errors import Refused, Unavailable
 from events.jetstream.direct import recorded_ns
+from tests.ports import free_ports
+from tests.waiting import until
 
 _lines = st.lists(st.text(alphabet="abN-: \t\x0b\x00é\u2028\x85", max_size=12), max_size=6)
 
@@ -337,3 +342,37 @@ async def test_credentials_that_went_meanwhile_are_the_cause(tmp_path: Path) -> 
         with pytest.raises(Refused, match="cannot be read") as gone:
             await connect(BusOptions(servers=(url,), credentials=str(path)), name="test")
     assert gone.value.code == "credentials_missing"
+
+
+@pytest.mark.bus
+async def test_a_server_that_another_one_named_is_known_by_its_own_certificate(tmp_path: Path) -> None:
+    """One address is enough to find the others of a locked cluster when that server dies."""
+    create_authority(tmp_path)
+    routes, servers = [f"127.0.0.1:{port}" for port in free_ports(2)], []
+    for number, host in enumerate(("127.0.0.2", "127.0.0.3")):
+        files = issue_server(tmp_path, f"s{number}", [host])
+        others = ", ".join(f"nats://{route}" for route in routes)
+        config = tmp_path / f"{number}.conf"
+        config.write_text(
+            f"server_name: s{number}\nlisten: '{host}:0'\n"
+            f"ports_file_dir: '{tmp_path}'\n"
+            f"tls {{ cert_file: '{files.certificate}', key_file: '{files.key}' }}\n"
+            f"cluster {{ name: c, listen: '{routes[number]}', routes: [{others}] }}\n"
+        )
+        servers.append(
+            await asyncio.create_subprocess_exec(find_binary(), "-c", config, stderr=asyncio.subprocess.DEVNULL)
+        )
+    try:
+        written = [tmp_path / f"nats-server_{server.pid}.ports" for server in servers]
+        await until(lambda: all(path.exists() and path.read_text().endswith("}") for path in written))
+        (url,) = json.loads(written[0].read_text())["nats"]
+        client = await connect(BusOptions(servers=(url,), ca=str(tmp_path / "ca.pem")), name="test")
+        await until(lambda: client.discovered_servers)
+        servers[0].kill()
+        await until(lambda: client.is_connected and "127.0.0.3" in str(client.connected_url))
+        await client.close()
+    finally:
+        for server in servers:
+            with contextlib.suppress(ProcessLookupError):
+                server.kill()
+            await server.wait()
