@@ -67,7 +67,6 @@ def what_others_attach_to_devices_turns_it_off_and_is_said(place: Site, one: Pod
     )
     with talk(one, two) as flow:
         fast(a, b)
-        first = flow.now()
         veth = a.run(f"ip route show {one.address}").split()[2]
         a.run(f"tc qdisc add dev {veth} root pfifo")  # a queue that on other devices is nobody's
         until(lambda: "1 pod takes the stack, because it is shaped" in a.status()["fastpath"], "left out")
@@ -81,6 +80,7 @@ def what_others_attach_to_devices_turns_it_off_and_is_said(place: Site, one: Pod
             until(lambda: says in a.status()["fastpath"], says)  # noqa: B023
             sh(f"ip netns exec {place_name} {xdp} {device} {native} off")
             until(lambda: a.status()["fastpath"].startswith("on: 1 pod device, 1 peer"), "as before")
+        first = flow.now()  # the kernel empties a pod's queue when its XDP program comes or goes
         a.run(f"{sys.executable} -c '{text}' {veth} 47")
         until(lambda: "handled by another eBPF program" in a.status()["fastpath"], "that pod is left out")
         a.run(f"{sys.executable} -c '{text}' isthmus 46")
