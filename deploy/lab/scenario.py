@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -63,7 +62,7 @@ class LabOptions:
 def work(
     options: LabOptions, topology: Topology, directory: RunDirectory, plugins: str, state: LabState
 ) -> int:
-    """The sandbox's worker: exit code 0 when every check passed, 1 when one failed, 130 when interrupted."""
+    """The sandbox's worker: exit code 0 when all checks passed, 1 when one failed, or the interruption's."""
     try:
         return asyncio.run(_main(options, topology, directory, plugins, state))
     except Exception as error:
@@ -90,10 +89,7 @@ async def _main(
     # What the bus client has to say about outages that the lab makes belongs in a file.
     logging.basicConfig(filename=directory.log("lab"), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     report = Report(None if options.as_json else console())
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop.set)
+    stop = sandbox.Interruption()
     buses = None
     if options.bus_servers > 1 or options.leaf:
         buses = Buses(options.bus_servers, leaf=options.leaf, idc=topology.sites[1], directory=directory)
@@ -103,7 +99,7 @@ async def _main(
         lab.gateways, lab.direct = options.clb or options.nat, options.direct
         lab.bare = Bare(options.bare) if options.bare is not None else None
         checking = asyncio.create_task(_run_checks(lab, report, options, directory, state), name="lab: checks")
-        stopping = asyncio.create_task(stop.wait(), name="lab: wait for a stop")
+        stopping = asyncio.create_task(stop.came.wait(), name="lab: wait for a stop")
         done, _ = await asyncio.wait({checking, stopping}, return_when=asyncio.FIRST_COMPLETED)
         interrupted = checking not in done
         if interrupted:
@@ -117,11 +113,11 @@ async def _main(
             _show_logs(lab, report)
         if options.keep and not interrupted:
             report.note(_invitation(directory, options.console_url))
-            await stop.wait()
+            await stop.came.wait()
             report.note("taking the lab down")
         stopping.cancel()
         await asyncio.gather(stopping, return_exceptions=True)
-    return 130 if interrupted else (0 if report.ok else 1)
+    return stop.exit_code if interrupted else (0 if report.ok else 1)
 
 
 async def _run_checks(

@@ -99,13 +99,17 @@ def test_the_main_job_as_root_then_explored_then_taken_down_and_nothing_is_left(
     assert isthmus("lab", "exec", "cloud-1", "true", env=where).returncode == 2
 
 
-@pytest.mark.parametrize("moment", ["Bus and controller are up", "Ranges are given"])
-def test_ctrl_c_at_any_moment_cleans_up(where: dict[str, str], tmp_path: Path, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("moment", "number"), [("Bus and controller are up", signal.SIGINT), ("Ranges are given", signal.SIGTERM)]
+)
+def test_a_stop_signal_at_any_moment_cleans_up(
+    where: dict[str, str], tmp_path: Path, moment: str, number: int
+) -> None:
     before = footprint()
     with lab("--once", env=where) as process:
         read_until(process, moment)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
-        assert process.wait(timeout=60) == 130
+        os.killpg(process.pid, number)  # as a terminal does with Ctrl-C: to the whole foreground group
+        assert process.wait(timeout=60) == 128 + number
     assert footprint() == before
     assert processes_in(tmp_path) == []
     assert remains(tmp_path) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import msgspec
 
 from deploy.lab.failures import CheckFailedError
 from deploy.lab.kubernetes.cluster import RESERVATION, KubernetesLab
+from deploy.lab.machines.sandbox import Interruption
 from deploy.lab.reports.report import Report
 from deploy.lab.topology.layout import CONTAINER_CIDR
 
@@ -220,7 +220,7 @@ class Wanted:
 
 
 def work(wanted: Wanted, directory: RunDirectory, state: LabState) -> int:
-    """The sandbox's worker: exit code 0 when every check passed, 1 when one failed, 130 when interrupted."""
+    """The sandbox's worker: exit code 0 when all checks passed, 1 when one failed, or the interruption's."""
     from events.cli.tables import console, print_json
 
     logging.basicConfig(filename=directory.log("lab"), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -232,12 +232,10 @@ def work(wanted: Wanted, directory: RunDirectory, state: LabState) -> int:
 
 
 async def _main(wanted: Wanted, directory: RunDirectory, state: LabState, report: Report) -> int:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = Interruption()
     async with KubernetesLab(wanted.topology, directory, wanted.programs) as lab:
         checking = asyncio.create_task(everything(lab, report, wanted.pods), name="lab: checks")
-        stopping = asyncio.create_task(stop.wait(), name="lab: wait for a stop")
+        stopping = asyncio.create_task(stop.came.wait(), name="lab: wait for a stop")
         await asyncio.wait({checking, stopping}, return_when=asyncio.FIRST_COMPLETED)
         interrupted = not checking.done()
         if interrupted:
@@ -247,11 +245,11 @@ async def _main(wanted: Wanted, directory: RunDirectory, state: LabState, report
         if wanted.keep and not interrupted:
             directory.write(msgspec.structs.replace(state, machines=lab.machines, environment=lab.environment))
             report.note(_invitation(directory, wanted.programs))
-            await stop.wait()
+            await stop.came.wait()
             report.note("taking the lab down")
         stopping.cancel()
         await asyncio.gather(stopping, return_exceptions=True)
-    return 130 if interrupted else (0 if report.ok else 1)
+    return stop.exit_code if interrupted else (0 if report.ok else 1)
 
 
 def _invitation(directory: RunDirectory, programs: Programs) -> str:

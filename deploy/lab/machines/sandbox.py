@@ -10,6 +10,7 @@ never leave a mount that reaches the host.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
 import os
@@ -39,6 +40,29 @@ OUTPUT_REFUSED = os.EX_IOERR
 """Exit code inside of the sandbox: standard output took no more. The caller says why."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interruption:
+    """The stop signal that has come to the work, once one has; for its event loop, which owns it."""
+
+    def __init__(self) -> None:
+        self.came = asyncio.Event()
+        self.exit_code = 0
+        """128 and the number of the first signal, as a shell says it."""
+        for number in STOP_SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, self._take, number)
+
+    def _take(self, number: int) -> None:
+        self.exit_code = self.exit_code or 128 + number
+        self.came.set()
+
+
+class _Interrupted(KeyboardInterrupt):
+    """A stop signal before the work minds them itself."""
+
+
+def _interrupt(number: int, _frame: object) -> NoReturn:
+    raise _Interrupted(number)
 
 
 def _libc() -> ctypes.CDLL:
@@ -149,12 +173,14 @@ def _init(work: Callable[[], int], caller: int) -> NoReturn:
     worker = os.fork()
     if worker == 0:
         for number in STOP_SIGNALS:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, _interrupt)
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             _leave(work())
+        except _Interrupted as error:
+            _leave(128 + int(error.args[0]))
         except KeyboardInterrupt:
-            _leave(130)
+            _leave(128 + signal.SIGINT)
         except BaseException as error:
             if isinstance(error, OSError) and output_refused():
                 _leave(OUTPUT_REFUSED)
