@@ -262,7 +262,7 @@ def _fast_path() -> float:
             mac, underlay = "66:00:" + i.to_bytes(4, "big").hex(":"), str(IPv4Address(0x64400000 + i))
             cidr = f"{IPv4Address(0x0A000040 + i * 64)}/26"
             view.peers.put(Peer(f"n{i + 1}", f"u{i + 1}", i + 1, cidr, mac, underlay))
-        loaded, _ = start.prepare("auto")
+        loaded = start.prepare("auto").loaded
         if loaded is None:
             return 0
         with tempfile.TemporaryDirectory() as name:
