@@ -204,8 +204,8 @@ def capture_command(device: str, pod: str, seconds: float, expression: tuple[str
     """Show packets inside the tunnel (tcpdump), those of fast flows included. Needs root.
 
     Fast flows pass the tunnel device by; for the time of the capture they take the node's whole stack, and only
-    they become slower. EXPRESSION is tcpdump's. What goes to direct peers passes the underlay device instead of
-    the tunnel: name that one with --device.
+    they become slower. EXPRESSION is tcpdump's, with its own options behind `--`. What goes to direct peers
+    passes the underlay device instead of the tunnel: name that one with --device.
 
     \b
     Example:

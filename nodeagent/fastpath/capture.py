@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -89,7 +90,8 @@ async def capture(device: str, address: str, seconds: float, expression: Sequenc
     """Show the packets of the tunnel device for that long by tcpdump; whether the fast path was on.
 
     Raises Refused(prerequisite_missing) without device or tcpdump, Usage when it does not take the expression,
-    and as :func:`held` does. Cancelled, it ends tcpdump, and flows are fast again within :data:`HOLD_S`.
+    BrokenPipeError when nobody reads its output any more, and as :func:`held` does. Cancelled, it ends tcpdump,
+    and flows are fast again within :data:`HOLD_S`.
     """
     if device not in {name for _, name in socket.if_nameindex()}:
         raise Refused(
@@ -107,8 +109,14 @@ async def capture(device: str, address: str, seconds: float, expression: Sequenc
         process = await asyncio.create_subprocess_exec(program, "-l", "-nn", "-i", device, *words)
         try:
             async with asyncio.timeout(seconds):
-                if await process.wait():
-                    raise Usage("usage", "tcpdump has ended at once: it says above what it did not take")
+                code = await process.wait()
+                if code and _reader_has_gone():
+                    raise BrokenPipeError
+                if code:
+                    text = (
+                        f"tcpdump has ended (code {code}): it says above what it did not take or could not do"
+                    )
+                    raise Usage("usage", text)
         except TimeoutError:
             process.terminate()
         finally:
@@ -117,3 +125,10 @@ async def capture(device: str, address: str, seconds: float, expression: Sequenc
                     process.terminate()
                 await process.wait()
     return hold.was_on
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads from."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))

@@ -120,6 +120,8 @@ def a_capture_sees_fast_flows_and_ends_by_itself(a: Node, one: Pod, two: Pod) ->
     assert counters(a)["held"] > 0
     two_captures_do_not_end_one_another(a, one)
     fast(a)
+    read = f"bash -o pipefail -c '{ISTHMUS} agent capture --seconds 600 2>/dev/null | head -1'"
+    assert " IP " in a.run(read), "it ends, and that is no error, when nobody reads any more"
     for words, answer in (("--device nope", "there is no device nope"), ("udp port 70000", "did not take")):
         said = a.run(f"sh -c '{ISTHMUS} agent capture {words} 2>&1 && echo taken || true'")
         assert answer in said
