@@ -3,7 +3,7 @@
 Every figure is the median of RUNS runs, alternating, on an emptied vxlan device in a fresh network
 namespace, by CPU time, the kernel's part of it included; a join takes microseconds, so that there the clock
 and the calmest run count, with its own round trips.
-The fast path's peers have a budget: the CPU time of one comparison of its empty map, the calmest of RUNS.
+The fast path's peers have a budget: the CPU time of one comparison of its empty map, the calmest of many.
 "Cold start" is what passes until the agent calls the rows applied: read the empty kernel, compare, write all
 rows of the desired state, each acknowledged. What it reads back of them soon afterwards has a row of its own.
 """
@@ -65,7 +65,7 @@ def body() -> dict[str, float]:
         program = directory / "rows"
         source = Path(__file__).with_name("agent_rows.c")
         subprocess.run(["cc", "-O2", "-o", program, source], check=True)
-        ours, read, floor, batch = [], [], [], []
+        ours, read, floor, batch, fast = [], [], [], [], []
         iproute = _iproute_files(directory)
         for _ in range(RUNS):
             applied, whole = _fresh(lambda index: _ours(PEERS, index))
@@ -73,6 +73,7 @@ def body() -> dict[str, float]:
             read.append(whole)
             floor.append(_fresh(lambda index: _c(program, PEERS, index)))
             batch.append(_fresh(lambda _: _batch(iproute)))
+            fast.append(_fast_path())
         growth, kernels = [], []
         for _ in range(RUNS):
             few, _ = _fresh(lambda index: _ours(PEERS, index))
@@ -80,9 +81,9 @@ def body() -> dict[str, float]:
             growth.append((many, few))
             few = _fresh(lambda index: _c(program, PEERS, index))
             kernels.append((_fresh(lambda index: _c(program, MANY, index)), few))
+            fast.append(_fast_path())
         pyroute2 = statistics.median(_fresh(_pyroute2) for _ in range(3)) * PEERS / SAMPLE
         resync, by_json = _fresh(_resync)
-        fast = _fast_path()
         join, trips = min(_fresh(_join) for _ in range(RUNS))
     median = statistics.median
     return {
@@ -97,7 +98,7 @@ def body() -> dict[str, float]:
         "few in C": median([few for _, few in kernels]),
         "resync": resync,
         "json": by_json,
-        "fast": fast,
+        "fast": min(fast),
         "join": join,
         "trips": trips,
     }
@@ -256,7 +257,7 @@ def _fast_path() -> float:
                              address="10.0.0.0", mtu=1450)  # fmt: skip
     tunnel.underlay = Underlay("192.0.2.1", "eth0", 2, 1500, up=True)
     took = []
-    for _ in range(RUNS):
+    for _ in range(2):
         view = View("bench", "n0", "u0")
         for i in range(PEERS):
             mac, underlay = "66:00:" + i.to_bytes(4, "big").hex(":"), str(IPv4Address(0x64400000 + i))
