@@ -67,15 +67,18 @@ class Predecessors:
         self._keep()
         self._written = state
 
-    def be_liberal(self) -> None:
-        """Let conntrack take TCP out of the window, and remember what it did before. Raises OSError."""
+    def be_liberal(self) -> bool:
+        """Let conntrack take TCP out of the window, and remember what it did before; whether it did not.
+
+        Raises OSError.
+        """
         before = host_settings.read_sysctl(LIBERAL)
         if before in {None, "1"}:
-            return
+            return False
         if not self._liberal_before:
             self._liberal_before = str(before)
             self._keep()
-        host_settings.set_sysctl(LIBERAL, "1")
+        return host_settings.set_sysctl(LIBERAL, "1")
 
     def restore(self) -> bool:
         """Give conntrack its setting back; whether it had another one. Raises OSError."""

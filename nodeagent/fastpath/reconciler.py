@@ -27,7 +27,7 @@ from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.fastpath import layout, ports, programs
 from nodeagent.fastpath.entries import Entries
 from nodeagent.fastpath.layout import NodeRecord
-from nodeagent.fastpath.predecessors import Predecessors
+from nodeagent.fastpath.predecessors import LIBERAL, Predecessors
 from nodeagent.fastpath.programs import EGRESS, INGRESS, Hook, Programs
 from nodeagent.fastpath.start import SWITCHED_OFF
 from nodeagent.firewall.monitor import RulesetMonitor
@@ -291,6 +291,10 @@ class FastPath:
                 self._encrypting(loaded),
             ),
         )
+        with contextlib.suppress(OSError):
+            if self._predecessors.be_liberal() and self.on:
+                self.counted.repaired += 1
+                log.warning("%s was set back: conntrack would cut fast connections off", LIBERAL)
         changed = self._void or wanted != self._record
         if self._compare or not self.on:
             changed = self._compare_peers(loaded) or changed
@@ -300,8 +304,6 @@ class FastPath:
                 changed = True
         if changed or not self.on:
             self._void = False
-            with contextlib.suppress(OSError):
-                self._predecessors.be_liberal()
             if not self.on:
                 log.info("the fast path is on: %d peers", len(self._entries))
             self._tell(wanted._replace(generation=self._next_generation()))

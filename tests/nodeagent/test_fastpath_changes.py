@@ -100,6 +100,8 @@ def test_an_agent_that_stops_is_killed_or_starts_loses_no_packet_and_takes_over(
     with site("a", "b") as place:
         a, b = place.nodes.values()
         assert a.run(f"cat /proc/sys/{LIBERAL}").strip() == "1"
+        a.run(f"sysctl -qw {LIBERAL}=0")  # as `sysctl --system` may, and fast connections would be cut off
+        until(lambda: a.run(f"cat /proc/sys/{LIBERAL}").strip() == "1", "it is set again")
         one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
         with talk(one, two) as flow:
             fast(a, b)
