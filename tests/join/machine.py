@@ -68,7 +68,8 @@ class Machine:
         with self._console.open("ab") as console:
             self._process = subprocess.Popen(
                 ["systemd-nspawn", "-q", "-b", "-D", str(self.folder), "--register=no", "--keep-unit",
-                 f"--network-namespace-path=/run/netns/{self.namespace}", "--capability=all"],
+                 f"--network-namespace-path=/run/netns/{self.namespace}", "--capability=all",
+                 "--system-call-filter=bpf"],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console,
                 env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
             )  # fmt: skip

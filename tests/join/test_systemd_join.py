@@ -9,6 +9,7 @@ ISTHMUS_SYSTEMD=1 (``make systemd``).
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import time
@@ -92,6 +93,8 @@ def test_units_start_under_systemd_and_a_node_joins_reboots_and_leaves() -> None
         joined = node.run(f"echo {token.strip()} | isthmus join --token-file -")
         assert joined.returncode == 0, joined.stdout + joined.stderr
         assert joined.stdout.splitlines()[-1] == "node idc-7 has 10.200.0.0/26; 0 of 0 peers answer"
+        fast = json.loads(node.ok("isthmus agent status --json"))["fastpath"]
+        assert fast.startswith("on"), fast  # with no more than the unit's capabilities and calls
         again = node.ok(f"echo {token.strip()} | isthmus join --token-file -")
         assert "= service" in again
         before = node.ok("systemctl show --property=NRestarts --value isthmus-agent.service").strip()
