@@ -184,7 +184,11 @@ async def _explain(
     note = ""
     if not applied and not left_out:
         live = history.index.archive is None
-        note = "no agent has reported yet" if live else "an archive has no reports of agents; a capsule has"
+        note = (
+            "no agent has reported yet"
+            if live
+            else "no agents' reports at hand: they are on the live bus, or in a capsule"
+        )
     if left_out:
         note = f"not counted: {', '.join(left_out)}"
     first_stamp = stamp(events[0])

@@ -42,6 +42,8 @@ def sh(line):
 def build():
     # names of network namespaces are mounts: a private /run keeps them in here
     sh("mount -t tmpfs tmpfs /run && ip link set lo up")
+    # The servers' addresses are in namespaces of their own; the caller looks here whether it may listen there.
+    sh("sysctl -qw net.ipv4.ip_nonlocal_bind=1")
     sh("ip link add lan type bridge && ip address add 10.99.0.254/24 dev lan && ip link set lan up")
     for n in (1, 2, 3):
         sh(f"ip netns add s{n} && ip link add cable{n} type veth peer name eth0 netns s{n}")
