@@ -77,7 +77,7 @@ def what_others_attach_to_devices_turns_it_off_and_is_said(place: Site, one: Pod
             (one.name, "eth0", 4, "1 pod takes the stack, because it is handled by another eBPF program"),
         ):
             sh(f"ip netns exec {place_name} {xdp} {device} {native} on")
-            until(lambda: says in a.status()["fastpath"], says)  # noqa: B023
+            until(lambda says=says: says in a.status()["fastpath"], says)
             sh(f"ip netns exec {place_name} {xdp} {device} {native} off")
             until(lambda: a.status()["fastpath"].startswith("on: 1 pod device, 1 peer"), "as before")
         first = flow.now()  # the kernel empties a pod's queue when its XDP program comes or goes
